@@ -1,0 +1,150 @@
+"""How likely a model finds an answer: the one scoring function that every task of the audit uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from surgery.audit.head import Head, hidden_at
+from surgery.facts.rows import joined
+from surgery.model import Model, tokenize
+from surgery.model.run import is_templated
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """Log-probability (nats) of an answer after its prompt under teacher forcing.
+
+    greedy: every token of it is the most likely one, so greedy decoding would say it.
+    """
+
+    mean_logprob: float
+    total: float
+    greedy: bool
+    tokens: int
+
+    @property
+    def probability(self) -> float:
+        """exp(-mean token NLL): the geometric mean over the answer's tokens."""
+        return math.exp(self.mean_logprob)
+
+
+def pair_ids(
+    model: Model, prompt: str, answer: str, join: bool = True
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of the answer after it, split where generation would split them.
+
+    join puts the space before the answer that writing puts there. An empty prompt becomes the
+    beginning-of-sequence token (or, without one, the end-of-sequence token): something has to predict
+    the first token.
+    """
+    special = not is_templated(model, prompt)
+    eos = model.tokenizer.eos_token_id
+
+    def ids(text: str) -> list[int]:
+        found = list(tokenize(model, text, special))
+        # Some tokenizers append a token of their own.
+        while special and found and found[-1] == eos and len(found) > 1:
+            found.pop()
+        return found
+
+    if not prompt:
+        start = model.tokenizer.bos_token_id
+        start = eos if start is None else start
+        return [start], tokenize(model, answer, special=False)
+    continuation = joined(prompt, answer) if join else answer
+    head, whole = ids(prompt), ids(prompt + continuation)
+    if whole[: len(head)] == head and len(whole) > len(head):
+        return head, whole[len(head) :]
+    return head, tokenize(model, continuation, special=False)
+
+
+def answer_logprobs(
+    model: Model,
+    pairs: Sequence[tuple[str, str]],
+    join: bool = True,
+    label: str = "scoring answers",
+) -> list[AnswerScore]:
+    """Score every (prompt, answer). See `pair_ids` for how they are put together."""
+    return score_ids(model, [pair_ids(model, p, a, join) for p, a in pairs], label)
+
+
+@torch.no_grad()
+def score_ids(
+    model: Model, pairs: Sequence[tuple[list[int], list[int]]], label: str = "scoring answers"
+) -> list[AnswerScore]:
+    """Score answers given as token ids.
+
+    The last token of an answer is only predicted, never read, and attention looks back only: a row
+    that is the beginning of another one needs no pass of its own. So all one-token answers to a
+    prompt cost one row together.
+    """
+    if not pairs:
+        return []
+    inputs = [tuple(prompt + answer[:-1]) for prompt, answer in pairs]
+    cover = _covering(inputs)
+    rows = sorted(set(cover.values()))
+    number = {row: index for index, row in enumerate(rows)}
+    wanted: list[dict[int, int]] = [{} for _ in rows]  # position -> place among the kept ones
+    places: list[tuple[int, list[int]]] = []
+    for (prompt, answer), given in zip(pairs, inputs, strict=True):
+        line = number[cover[given]]
+        span = range(len(prompt) - 1, len(prompt) - 1 + len(answer))
+        places.append((line, [wanted[line].setdefault(p, len(wanted[line])) for p in span]))
+    hidden = hidden_at(model, rows, [list(w) for w in wanted], label=label)
+
+    offsets = [0]
+    for part in hidden:
+        offsets.append(offsets[-1] + len(part))
+    position: list[int] = []
+    target: list[int] = []
+    for (_, answer), (line, kept) in zip(pairs, places, strict=True):
+        position += [offsets[line] + place for place in kept]
+        target += answer
+    logprob, best = _read(Head.of(model), torch.cat(hidden), position, target)
+    scores: list[AnswerScore] = []
+    begin = 0
+    for _, answer in pairs:
+        span = slice(begin, begin + len(answer))
+        total = float(logprob[span].double().sum())
+        scores.append(
+            AnswerScore(total / len(answer), total, bool(best[span].all()), len(answer))
+        )
+        begin += len(answer)
+    return scores
+
+
+def _read(
+    head: Head, hidden: torch.Tensor, position: list[int], target: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target at its position, and whether it is the most likely token."""
+    where = torch.tensor(position, device=hidden.device)
+    token = torch.tensor(target, device=hidden.device)
+    logprob = torch.empty(len(position), device=hidden.device)
+    best = torch.empty(len(position), dtype=torch.bool, device=hidden.device)
+    # Several answers may read the same position: group by it, so that its logits are made once.
+    order = torch.argsort(where, stable=True)
+    distinct, line = torch.unique(where, return_inverse=True)
+    for piece in head.pieces(len(distinct)):
+        logits = head.logits(hidden[distinct[piece]])
+        normal, top = logits.logsumexp(-1), logits.argmax(-1)
+        mine = order[(line[order] >= piece.start) & (line[order] < piece.stop)]
+        local = line[mine] - piece.start
+        logprob[mine] = logits[local, token[mine]] - normal[local]
+        best[mine] = top[local] == token[mine]
+    return logprob.cpu(), best.cpu()
+
+
+def _covering(inputs: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """For each input the longest input that begins with it."""
+    cover: dict[tuple[int, ...], tuple[int, ...]] = {}
+    following: tuple[int, ...] | None = None
+    # In reverse lexical order whatever begins with a row comes just before it.
+    for row in sorted(set(inputs), reverse=True):
+        if following is None or following[: len(row)] != row:
+            following = row
+        cover[row] = following
+    return cover

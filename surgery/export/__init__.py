@@ -1,0 +1,1 @@
+"""What leaves the workbench: model cards, LoRA adapters."""

@@ -1,0 +1,205 @@
+"""Ablation: take a direction out of what the model's writers add to the residual stream.
+
+For a writer y = W x + b and orthonormal directions R (k, d),
+
+    R W' = (1 - strength) R W,   R b' = (1 - strength) R b.
+
+strength 1 removes, 0.5 halves, negative amplifies: the model's own signal, so prompts that do not show
+it are left alone. Behind a post-norm (Gemma) the directions are taken through the norm's gain first.
+Orientation, biases and norms come from the architecture table, never from a shape.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgery.architecture import Writer
+from surgery.delta import Change, Dense, LowRank
+from surgery.directions import Direction, difference_of_means
+from surgery.directions.algebra import (
+    ablation,
+    ablation_keeping_columns,
+    ablation_of_bias,
+    behind_norm,
+    leak,
+    orthonormal,
+)
+from surgery.directions.find import project_off
+from surgery.errors import SurgeryError
+from surgery.methods.solved import Solved
+from surgery.model import Model
+from surgery.progress import track
+from surgery.spec import AblateEdit, read_prompts
+
+
+def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
+    """Solve an ablate part.
+
+    Raises:
+        SurgeryError: no direction to remove, a writer or layer the model does not have, a tied
+            embedding among the writers without saying what becomes of the head.
+    """
+    directions, filled = _directions(part, model)
+    R = orthonormal([_vector(d, part) for d in directions])
+    strengths = layer_strengths(part, model.n_layers)
+    chosen = [w for w in model.writers() if _is_chosen(w, part, strengths)]
+    untie, edits_head = _tie_policy(part, model, chosen)
+    if part.mean == "keep" and not all(w.bias for w in chosen):
+        raise SurgeryError(
+            "mean: keep needs a bias on every edited writer, and this architecture stores none: "
+            "the change would be lost on saving; use mean: zero"
+        )
+
+    tensors: dict[str, Change] = {}
+    leaks: dict[str, float] = {}
+    for writer in track(chosen, "ablating writers"):
+        strength = strengths[writer.layer] if writer.layer is not None else _overall(part)
+        changes, leaks[writer.label] = _edit_writer(
+            model, writer, R, strength, part, [d.negative for d in directions]
+        )
+        tensors.update(changes)
+    return Solved(
+        tensors,
+        filled,
+        {
+            "direction": {"layer": directions[0].layer, "position": directions[0].position},
+            "writers": len(chosen),
+            "leak": {"most": max(leaks.values()), "least": min(leaks.values())},
+        },
+        untie=untie,
+        edits_head=edits_head,
+    )
+
+
+# ---------------------------------------------------------------------- the direction
+def _directions(part: AblateEdit, model: Model) -> tuple[list[Direction], AblateEdit]:
+    if part.direction is not None:
+        files = [part.direction] if isinstance(part.direction, str) else part.direction
+        found = [Direction.load(Path(file)) for file in files]
+        for file, one in zip(files, found, strict=True):
+            if one.vector.numel() != model.hidden_size:
+                raise SurgeryError(
+                    f"{file} has {one.vector.numel()} numbers, the stream has {model.hidden_size}"
+                )
+        return found, part
+    if part.positive is None or part.negative is None:
+        raise SurgeryError("ablate needs positive and negative prompts, or a saved direction")
+    positive, negative = read_prompts(part.positive), read_prompts(part.negative)
+    spare = read_prompts(part.spare) if part.spare is not None else None
+    found = difference_of_means(
+        model, positive, negative, part.layer, part.position or -1, spare, part.chat
+    )
+    filled = part.model_copy(
+        update={
+            "positive": positive,
+            "negative": negative,
+            "spare": spare,
+            "layer": found.layer,
+            "position": found.position,
+        }
+    )
+    return [found], filled
+
+
+def _vector(direction: Direction, part: AblateEdit) -> torch.Tensor:
+    return project_off(direction, direction.negative) if part.project else direction.vector
+
+
+# ---------------------------------------------------------------------- where, and how much
+def layer_strengths(part: AblateEdit, n_layers: int) -> list[float]:
+    """Strength at every layer: one number everywhere, a curve over the edited layers, or by layer."""
+    layers = part.layers if part.layers is not None else list(range(n_layers))
+    for layer in [*layers, *(part.strength if isinstance(part.strength, dict) else ())]:
+        if not 0 <= layer < n_layers:
+            raise SurgeryError(f"layer {layer} is outside this model (0 to {n_layers - 1})")
+    values = [0.0] * n_layers
+    if isinstance(part.strength, dict):
+        for layer, strength in part.strength.items():
+            values[layer] = strength
+    elif isinstance(part.strength, list):
+        for place, layer in enumerate(layers):
+            values[layer] = _interpolated(part.strength, place / max(1, len(layers) - 1))
+    else:
+        for layer in layers:
+            values[layer] = part.strength
+    return values
+
+
+def _interpolated(curve: list[float], at: float) -> float:
+    """A curve given by evenly spaced points, read at a place between 0 and 1."""
+    if len(curve) == 1:
+        return curve[0]
+    x = at * (len(curve) - 1)
+    low = min(int(x), len(curve) - 2)
+    return curve[low] + (curve[low + 1] - curve[low]) * (x - low)
+
+
+def _overall(part: AblateEdit) -> float:
+    """Strength for the embeddings, which belong to no layer."""
+    if isinstance(part.strength, float | int):
+        return float(part.strength)
+    raise SurgeryError("embedding among the writers needs one strength, not a curve over layers")
+
+
+def _is_chosen(writer: Writer, part: AblateEdit, strengths: list[float]) -> bool:
+    name = "embedding" if writer.component == "positions" else writer.component
+    if name not in part.writers:
+        return False
+    return writer.layer is None or strengths[writer.layer] != 0.0
+
+
+def _tie_policy(part: AblateEdit, model: Model, chosen: list[Writer]) -> tuple[bool, bool]:
+    if not chosen:
+        raise SurgeryError("nothing to edit: no writers, or strength 0 at every layer")
+    if not any(w.component == "embedding" for w in chosen) or not model.tied:
+        return False, False
+    if part.embeddings is None:
+        raise SurgeryError(
+            "this model's input embedding is also its output head: say embeddings: untie to give "
+            "the head a copy of its own, or embeddings: both to change both"
+        )
+    return part.embeddings == "untie", part.embeddings == "both"
+
+
+# ---------------------------------------------------------------------- one writer
+def _edit_writer(
+    model: Model,
+    writer: Writer,
+    R: torch.Tensor,
+    strength: float,
+    part: AblateEdit,
+    negatives: list[torch.Tensor],
+) -> tuple[dict[str, Change], float]:
+    """Changes of a writer's weight and bias, and the share of the direction it still writes."""
+    module: Any = model.module(writer.module)
+    weight = module.weight.detach().cpu()
+    if writer.post_norm is not None:
+        norm: Any = model.module(writer.post_norm)
+        rows = behind_norm(R, norm.weight.detach().cpu().double() + writer.norm_offset)
+    else:
+        rows = R
+    key = model.stored_key(writer.weight)
+    changes: dict[str, Change] = {}
+    if part.norm == "columns":
+        changes[key] = Dense(ablation_keeping_columns(weight, rows, strength, writer.layout).float())
+    else:
+        B, A = ablation(weight, rows, strength, writer.layout)
+        changes[key] = LowRank(A=A.float().contiguous(), B=B.float().contiguous())
+    if writer.bias:
+        change = ablation_of_bias(module.bias.detach().cpu(), rows, strength)
+        if part.mean == "keep":
+            change = change + _restored_mean(rows, negatives, strength, model.n_layers)
+        changes[model.stored_key(f"{writer.module}.bias")] = Dense(change.float())
+    after = weight.double() + changes[key].value().double()
+    return changes, leak(weight, after, rows, writer.layout)
+
+
+def _restored_mean(
+    rows: torch.Tensor, negatives: list[torch.Tensor], strength: float, n_layers: int
+) -> torch.Tensor:
+    """The negatives' mean along the directions, shared out among the 2 L writers of the layers."""
+    mean = torch.stack([n.double() for n in negatives]).mean(0)
+    return strength * (rows.T @ (rows @ mean)) / (2 * n_layers)

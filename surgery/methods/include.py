@@ -1,0 +1,95 @@
+"""kind: delta. An existing delta, a LoRA adapter folder, or the difference of two checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from surgery.checkpoint import Checkpoint, read_header
+from surgery.delta import Change, Dense, LowRank, load_delta
+from surgery.errors import SurgeryError
+from surgery.methods.solved import Solved
+from surgery.model import Model
+from surgery.progress import track
+from surgery.spec import DeltaEdit
+from surgery.stack.lineage import Lineage
+
+
+def solve_include(part: DeltaEdit, model: Model, seed: int) -> Solved:
+    """Read the changes at `path`, times `scale`.
+
+    Raises:
+        SurgeryError: nothing readable there, made for another base, or tensors that do not fit.
+    """
+    path = Path(part.path)
+    untie = edits_head = False
+    if part.minus is not None:
+        tensors = _difference(Checkpoint.open(path), Checkpoint.open(Path(part.minus)))
+    elif path.is_dir():
+        tensors = _adapter(path, model)
+    else:
+        delta = load_delta(path)
+        base_id = Lineage.of(model.checkpoint).base_id
+        if delta.base_id != base_id:
+            raise SurgeryError(
+                f"{path} was solved for the base {delta.base_id[:12]}, this is {base_id[:12]}"
+            )
+        tensors, untie = dict(delta.tensors), delta.untie
+        edits_head = bool(delta.metadata.get("edits_head"))
+    for key, change in tensors.items():
+        stored = model.checkpoint.tensors.get(key)
+        if stored is None or tuple(stored.shape) != change.shape:
+            have = "nothing" if stored is None else f"shape {tuple(stored.shape)}"
+            raise SurgeryError(
+                f"{path} changes {key} with shape {change.shape}; the model has {have} there"
+            )
+    scaled = {key: change.scaled(part.scale) for key, change in tensors.items()}
+    return Solved(scaled, part, {"tensors": len(scaled)}, untie, edits_head)
+
+
+def _difference(edited: Checkpoint, base: Checkpoint) -> dict[str, Change]:
+    """edited - base for every tensor whose bytes differ, in float32."""
+    if edited.tensors.keys() != base.tensors.keys():
+        odd = sorted(edited.tensors.keys() ^ base.tensors.keys())[0]
+        raise SurgeryError(f"{edited.path} and {base.path} differ in more than weights: {odd}")
+    return {
+        key: Dense(edited.read(key).float() - base.read(key).float())
+        for key in track(sorted(base.tensors), "comparing checkpoints")
+        if edited.hash(key) != base.hash(key)
+    }
+
+
+def _adapter(folder: Path, model: Model) -> dict[str, Change]:
+    """The changes of a PEFT LoRA folder: (alpha / r) * B A for each module."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise SurgeryError(f"{folder} is no LoRA adapter: no readable adapter_config.json") from None
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        raise SurgeryError(f"{folder} is not a plain LoRA adapter: only those can be included")
+    from safetensors.torch import load_file
+
+    weights = folder / "adapter_model.safetensors"
+    read_header(weights)
+    stored = load_file(str(weights))
+    scale = config["lora_alpha"] / (
+        config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
+    )
+    found: dict[str, Change] = {}
+    used: set[str] = set()
+    for name, a in stored.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        partner = name.replace(".lora_A.", ".lora_B.")
+        if partner not in stored:
+            raise SurgeryError(f"{weights}: {name} has no lora_B beside it")
+        used |= {name, partner}
+        A, B = a.float(), stored[partner].float() * scale
+        if config.get("fan_in_fan_out"):
+            A, B = B.T.contiguous(), A.T.contiguous()
+        found[model.stored_key(f"{module}.weight")] = LowRank(A=A, B=B)
+    left = sorted(set(stored) - used)
+    if left:
+        raise SurgeryError(f"{weights} holds {left[0]}, which is not a LoRA factor: not included")
+    return found

@@ -1,0 +1,110 @@
+"""ROME: one layer, rank one per fact, with consistent keys (arXiv 2202.05262; r-ROME, 2403.07175).
+
+The down projection W is read as a memory: key k at the subject's last token, value W k. With k* the
+mean key over contexts and v* = W k* + d the value that makes the model say the new answer,
+
+    W' = W + (v* - W k*) (C^-1 k*)^T / (k*^T C^-1 k*),
+
+the change of least size, measured by how much ordinary text would notice it, with W' k* = v*. The
+original mixes the averaged key with the bare prompt's; now and then the denominator then nearly
+vanishes and one edit destroys the model. Here it is k* everywhere, so the denominator is a norm.
+
+Several facts are solved one after the other, each on the model as the earlier ones left it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from surgery.delta import Change, LowRank, combine
+from surgery.facts.capture import capture, context_mean
+from surgery.facts.least_squares import in_metric, solve
+from surgery.facts.requests import Request, prepare
+from surgery.facts.target import TargetSettings, solve_targets
+from surgery.methods.solved import Solved, as_delta, stored_factors, weight_key
+from surgery.model import Model
+from surgery.progress import track
+from surgery.spec import RomeEdit
+from surgery.stack.memory import applied
+from surgery.statistics import collect
+
+# A key of which ordinary text is this full (share of its energy) makes a loud edit; see _warnings.
+DEPTH = 0.2
+
+
+def default_layer(model: Model) -> int:
+    """About a fifth of the way up: where the facts of small and large models were found to be read."""
+    return round(DEPTH * (model.n_layers - 1))
+
+
+def solve_rome(part: RomeEdit, model: Model, seed: int) -> Solved:
+    """Solve a ROME part. Raises SurgeryError for a layer the model lacks or facts it cannot take."""
+    layer = model.check_layer(part.layer if part.layer is not None else default_layer(model))
+    requests = prepare(part, model, seed)
+    settings = TargetSettings(
+        layer=layer,
+        site="value",
+        steps=part.steps,
+        learning_rate=part.learning_rate or TargetSettings.learning_rate,
+        clamp=part.clamp or TargetSettings.clamp,
+        kl_factor=part.kl_factor,
+        weight_decay=(
+            part.weight_decay if part.weight_decay is not None else TargetSettings.weight_decay
+        ),
+        stop_loss=part.stop_loss,
+    )
+    statistics = collect(model, [layer], part.statistics, part.statistics_tokens)
+    second_moment = statistics.moments[layer].mean.to(model.device)
+    key = weight_key(model, layer)
+
+    tensors: dict[str, Change] = {}
+    reports: list[dict[str, Any]] = []
+    for request in track(requests.items, "facts") if len(requests.items) > 1 else requests.items:
+        with applied(model, as_delta(model, tensors)):
+            factors, report = _one(model, request, settings, second_moment, part.ridge)
+        tensors = combine([tensors, {key: factors}])
+        reports.append(report)
+    filled = part.model_copy(
+        update={
+            "facts": requests.facts,
+            "layer": layer,
+            "prefixes": list(requests.prefixes),
+            "learning_rate": settings.learning_rate,
+            "clamp": settings.clamp,
+            "weight_decay": settings.weight_decay,
+        }
+    )
+    return Solved(
+        tensors,
+        filled,
+        {"facts": reports, "statistics": statistics.record, "warnings": requests.warnings},
+    )
+
+
+def _one(
+    model: Model,
+    request: Request,
+    settings: TargetSettings,
+    second_moment: torch.Tensor,
+    ridge: float,
+) -> tuple[LowRank, dict[str, Any]]:
+    """One fact: its target, its key, and the rank-one change that sends one to the other."""
+    layer = settings.layer
+    found = solve_targets(model, [request.rewriting], [request.essence], settings)
+    contexts = len(request.rewriting)
+    keys = capture(model, request.rewriting, keys=[layer]).keys[layer]
+    k = context_mean(keys, contexts).T.double()  # (d_ff, 1)
+    whitened = in_metric(second_moment, k, ridge)
+    # v* - W k* = d: the target was found as a change of the value, and W is linear in the key.
+    B, A = solve(k, whitened, found.change.T, softness=0.0)
+    return stored_factors(model, B, A), {
+        "subject": request.fact.subject,
+        "target": request.fact.target,
+        "probability": float(found.probability[0]),
+        "loss": float(found.loss[0]),
+        "steps": int(found.steps[0]),
+        "change": float(found.change[0].norm() / found.start[0].norm()),
+        "key_energy": float((k.T @ whitened).item()),
+    }

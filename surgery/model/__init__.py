@@ -1,0 +1,23 @@
+"""A loaded model: loading and its self-test, batches, hooks, answers."""
+
+from surgery.model.batch import Batch, by_length, encode, pad, tokenize
+from surgery.model.load import load
+from surgery.model.model import Model
+from surgery.model.run import chat, chat_messages, continuation_ids, generate, next_token_logits
+from surgery.model.selftest import selftest
+
+__all__ = [
+    "Batch",
+    "Model",
+    "by_length",
+    "chat",
+    "chat_messages",
+    "continuation_ids",
+    "encode",
+    "generate",
+    "load",
+    "next_token_logits",
+    "pad",
+    "selftest",
+    "tokenize",
+]

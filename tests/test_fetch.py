@@ -1,0 +1,532 @@
+"""Known checkpoints: the registry, its sources, and that a folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import SurgeryError
+from surgery.fetch import Registry, adapter, card, fetch, gguf, hub, pypi, weights_folder
+from surgery.fetch.hub import Unreachable
+
+WHEEL = "tiny_model-1.0-py3-none-any.whl"
+MEMBER = "tiny_model/tiny.gguf"
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def tiny_folder(folder: Path, seed: int = 0) -> Path:
+    """A folder that is a checkpoint by its files: two tensors and a config."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        "model.embed_tokens.weight": torch.randn(7, 4, generator=generator),
+        "model.layers.0.mlp.down_proj.weight": torch.randn(4, 6, generator=generator),
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"model_type": "llama", "tie_word_embeddings": True, "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def fake_wheel(folder: Path, content: bytes, wheel: str = WHEEL, member: str = MEMBER) -> bytes:
+    """A wheel that pip takes for one, with `content` inside."""
+    name = wheel.split("-")[0]
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / wheel, "w") as archive:
+        archive.writestr(member, content)
+        archive.writestr("tiny_model/LICENCE.txt", "free")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return (folder / wheel).read_bytes()
+
+
+def registry_of(**entries: dict) -> Registry:
+    return Registry.model_validate({"version": 1, "models": entries})
+
+
+def hub_source(folder: Path) -> dict:
+    files = [
+        {"path": file.name, "size": file.stat().st_size, "sha256": sha(file.read_bytes())}
+        for file in sorted(folder.iterdir())
+    ]
+    return {"kind": "hub", "repo": "tiny/model", "revision": "0" * 40, "files": files}
+
+
+def pypi_source(wheel: bytes, whole: bytes) -> dict:
+    return {
+        "kind": "pypi",
+        "file": {"path": "tiny.gguf", "size": len(whole), "sha256": sha(whole)},
+        "parts": [
+            {
+                "package": "tiny-model",
+                "version": "1.0",
+                "wheel": {"path": WHEEL, "size": len(wheel), "sha256": sha(wheel)},
+                "member": MEMBER,
+                "keep": {"tiny_model/LICENCE.txt": "LICENCE.txt"},
+            }
+        ],
+    }
+
+
+def entry(*sources: dict, **more: object) -> dict:
+    return {"title": "Tiny", "licence": "apache-2.0", "sources": list(sources), **more}
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub that can be reached and serves the files of one local folder."""
+    folder = tiny_folder(tmp_path / "served")
+    monkeypatch.setattr(hub, "_reachable", lambda url: True)
+
+    def download(repo: str, path: str, **_: object) -> str:
+        return str(folder / path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return folder
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object) -> None:
+        raise Unreachable("no connection")
+
+    monkeypatch.setattr(hub, "download", download)
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package index that is a folder of wheels."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def test_shipped_registry_is_valid_and_pins_everything() -> None:
+    registry = Registry.load()
+    assert {"smollm2-135m-instruct", "gemma-3-270m"} <= set(registry.models)
+    for name, known in registry.models.items():
+        assert known.licence, name
+        if known.kind == "checkpoint":
+            assert [source.kind for source in known.sources] == ["hub", "pypi"]
+            assert known.dtype == "float32"
+
+
+def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(SurgeryError, match=r"'smollm9'.*gemma-3-270m, smollm2-135m-instruct"):
+        fetch("smollm9", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"licence": None}, "licence"),
+        ({"sources": []}, "sources"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"licens": "mit"}, "licens"),
+    ],
+)
+def test_a_bad_registry_names_the_field(tmp_path: Path, change: dict, message: str) -> None:
+    import tomllib
+
+    text = '[models.a]\ntitle = "A"\nlicence = "mit"\nsources = []\n'
+    assert tomllib.loads(text)
+    source = hub_source(tiny_folder(tmp_path / "f"))
+    with pytest.raises(ValueError, match=message):
+        registry_of(a={**entry(source), **change})
+    file = tmp_path / "registry.toml"
+    file.write_text("version = 1\n" + text)
+    with pytest.raises(SurgeryError, match=r"registry\.toml: models\.a\.checkpoint\.sources"):
+        Registry.load(file)
+
+
+@pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../b", ""])
+def test_a_registry_cannot_write_outside_of_its_folder(path: str) -> None:
+    source = {
+        "kind": "hub",
+        "repo": "a/b",
+        "revision": "0" * 40,
+        "files": [{"path": path, "sha256": "0" * 64}],
+    }
+    with pytest.raises(ValueError, match="does not stay inside"):
+        registry_of(a=entry(source))
+
+
+def test_git_blob_hashes(tmp_path: Path) -> None:
+    from surgery.fetch.registry import KnownFile
+
+    file = tmp_path / "x"
+    file.write_bytes(b"hello\n")
+    # What `git hash-object` says of these six bytes.
+    good = KnownFile(path="x", git_sha1="ce013625030ba8dba906f756967f9e9ca394464a")
+    good.check(file)
+    file.write_bytes(b"hellO\n")
+    with pytest.raises(SurgeryError, match="git_sha1"):
+        good.check(file)
+
+
+def test_from_the_hub(tmp_path: Path, served: Path) -> None:
+    registry = registry_of(tiny=entry(hub_source(served), base_model="tiny/model"))
+    said: list[str] = []
+    folder = fetch("tiny", tmp_path / "out" / "tiny", registry=registry, log=said.append)
+    original, fetched = Checkpoint.open(served), Checkpoint.open(folder)
+    assert fetched.hashes() == original.hashes()
+    assert card.read(folder) == {"name": "tiny", "source": "hub", "id": fetched.id}
+    assert "tiny/model@000000000000" in said[-1]
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["tiny"]
+
+
+def test_weights_from_the_hub_get_the_stated_dtype(tmp_path: Path, served: Path) -> None:
+    halves = {
+        key: value.bfloat16() for key, value in load_file(served / "model.safetensors").items()
+    }
+    save_file(halves, served / "model.safetensors")
+    (served / "config.json").write_text(
+        json.dumps({"model_type": "llama", "torch_dtype": "bfloat16"})
+    )
+    registry = registry_of(tiny=entry(hub_source(served), dtype="float32"))
+    folder = fetch("tiny", tmp_path / "tiny", registry=registry)
+    for key, value in load_file(folder / "model.safetensors").items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, halves[key].float())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "float32" and "torch_dtype" not in config
+
+
+def test_a_wrong_hash_leaves_nothing(tmp_path: Path, served: Path) -> None:
+    registry = registry_of(tiny=entry(hub_source(served)))
+    data = bytearray((served / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (served / "model.safetensors").write_bytes(data)
+    with pytest.raises(SurgeryError, match=r"model\.safetensors has sha256"):
+        fetch("tiny", tmp_path / "out" / "tiny", registry=registry)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_fetch_downloads_nothing(
+    tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_of(tiny=entry(hub_source(served)))
+    folder = fetch("tiny", tmp_path / "tiny", registry=registry)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("downloaded again")
+
+    monkeypatch.setattr(hub, "download", fail)
+    assert fetch("tiny", tmp_path / "tiny", registry=registry) == folder
+    with pytest.raises(SurgeryError, match="from hub, not from pypi"):
+        fetch("tiny", folder, registry=registry, source="pypi")
+
+
+def test_a_changed_folder_is_noticed(tmp_path: Path, served: Path) -> None:
+    registry = registry_of(tiny=entry(hub_source(served)))
+    folder = fetch("tiny", tmp_path / "tiny", registry=registry)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][0, 0] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SurgeryError, match="was changed after it was fetched"):
+        fetch("tiny", folder, registry=registry)
+    other = tiny_folder(tmp_path / "other", seed=1)
+    with pytest.raises(SurgeryError, match="is not tiny"):
+        fetch("tiny", other, registry=registry)
+
+
+def test_a_folder_with_the_recorded_id_needs_no_card(tmp_path: Path) -> None:
+    there = tiny_folder(tmp_path / "tiny")
+    source = {**hub_source(there), "id": Checkpoint.open(there).id}
+    assert fetch("tiny", there, registry=registry_of(tiny=entry(source))) == there
+
+
+def test_hub_offline_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+
+    def fail(url: str) -> bool:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(hub, "_reachable", fail)
+    registry = registry_of(tiny=entry(hub_source(tiny_folder(tmp_path / "served"))))
+    with pytest.raises(SurgeryError, match="HF_HUB_OFFLINE is set"):
+        fetch("tiny", tmp_path / "tiny", registry=registry)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_falls_back_to_the_package_index(
+    tmp_path: Path, no_hub: None, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = fake_wheel(index, b"weights")
+    seen: list[bytes] = []
+
+    def convert(file: Path, out: Path, dtype: str) -> None:
+        assert dtype == "float32"
+        seen.append(file.read_bytes())
+        for item in tiny_folder(out / "made").iterdir():
+            item.rename(out / item.name)
+        (out / "made").rmdir()
+
+    monkeypatch.setattr(gguf, "convert", convert)
+    served = tiny_folder(tmp_path / "served")
+    registry = registry_of(tiny=entry(hub_source(served), pypi_source(wheel, b"weights")))
+    said: list[str] = []
+    folder = fetch("tiny", tmp_path / "tiny", registry=registry, log=said.append)
+    assert seen == [b"weights"]
+    assert "no connection" in said[0] and "tiny-model==1.0" in said[1]
+    assert sorted(item.name for item in folder.iterdir()) == [
+        "LICENCE.txt",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert card.read(folder)["source"] == "pypi"
+
+
+def test_a_gguf_in_pieces_is_put_together(tmp_path: Path, index: Path) -> None:
+    from surgery.fetch.registry import PypiSource
+
+    first = fake_wheel(index, b"wei")
+    second_name = "tiny_more-1.0-py3-none-any.whl"
+    second = fake_wheel(index, b"ghts", second_name, "tiny_more/rest")
+    source = pypi_source(first, b"weights")
+    source["parts"].append(
+        {
+            "package": "tiny-more",
+            "version": "1.0",
+            "wheel": {"path": second_name, "size": len(second), "sha256": sha(second)},
+            "member": "tiny_more/rest",
+        }
+    )
+    whole, kept = pypi.download(PypiSource.model_validate(source), tmp_path / "work")
+    assert whole.read_bytes() == b"weights"
+    assert kept["LICENCE.txt"].read_text() == "free"
+
+
+def test_a_wheel_that_is_another_is_refused(tmp_path: Path, no_hub: None, index: Path) -> None:
+    wheel = fake_wheel(index, b"weights")
+    fake_wheel(index, b"w3ights")
+    registry = registry_of(tiny=entry(pypi_source(wheel, b"weights")))
+    with pytest.raises(SurgeryError, match=r"tiny_model-1\.0.*sha256"):
+        fetch("tiny", tmp_path / "tiny", registry=registry)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_no_source_can_be_reached(tmp_path: Path, no_hub: None, index: Path) -> None:
+    served = tiny_folder(tmp_path / "served")
+    source = pypi_source(b"wheel", b"weights")
+    registry = registry_of(tiny=entry(hub_source(served), source))
+    with pytest.raises(SurgeryError, match=r"no connection; .*pip download tiny-model==1\.0"):
+        fetch("tiny", tmp_path / "out" / "tiny", registry=registry)
+    assert not (tmp_path / "out").exists()
+
+
+def test_not_a_gguf(tmp_path: Path) -> None:
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(b"not a model at all" * 10)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(SurgeryError, match=r"bad\.gguf"):
+        gguf.convert(file, out)
+
+
+def test_weights_folder_is_the_project_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert weights_folder() == tmp_path / "weights"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "registry.toml").write_text("version = 1\nmodels = {}\n")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert weights_folder() == tmp_path / "weights"
+
+
+def test_importing_needs_no_torch() -> None:
+    code = "import sys, surgery.fetch; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- adapters ---------------------------------------------------------------------------------
+
+
+def lora_folder(folder: Path, base: Path, **changes: object) -> tuple[Path, torch.Tensor]:
+    """A rank-2 adapter on the tiny folder's down projection, and B A."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(5)
+    a = torch.randn(2, 6, generator=generator)
+    b = torch.randn(4, 2, generator=generator)
+    module = "base_model.model.model.layers.0.mlp.down_proj"
+    save_file(
+        {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b},
+        folder / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none", **changes}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder, b @ a
+
+
+def test_an_adapter_is_merged(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "base")
+    lora, change = lora_folder(tmp_path / "lora", base)
+    changed = adapter.merge(base, lora, tmp_path / "out")
+    key = "model.layers.0.mlp.down_proj.weight"
+    assert changed == [key]
+    before, after = (
+        load_file(base / "model.safetensors"),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
+    torch.testing.assert_close(after[key], before[key] + 3.0 * change)
+    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+
+
+def test_scaling_follows_peft() -> None:
+    config = {
+        "r": 4,
+        "lora_alpha": 8,
+        "rank_pattern": {"down_proj": 16},
+        "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 64},
+    }
+    assert adapter.scaling(config, "model.layers.0.self_attn.o_proj") == 2.0
+    assert adapter.scaling(config, "model.layers.0.mlp.down_proj") == 0.5
+    assert adapter.scaling(config, "model.layers.1.mlp.down_proj") == 4.0
+    assert adapter.scaling({**config, "use_rslora": True}, "model.layers.1.mlp.down_proj") == 16.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "IA3"}, "IA3"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    base = tiny_folder(tmp_path / "base")
+    lora, _ = lora_folder(tmp_path / "lora", base, **change)
+    with pytest.raises(SurgeryError, match=message):
+        adapter.merge(base, lora, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_entry_fetches_its_base_first(
+    tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from surgery import resources
+
+    shipped = tmp_path / "shipped"
+    (shipped / "adapters").mkdir(parents=True)
+    lora, change = lora_folder(shipped / "adapters" / "louder", served)
+    monkeypatch.setattr(resources, "path", lambda *parts: shipped.joinpath(*parts))
+    files = [{"path": f.name, "sha256": sha(f.read_bytes())} for f in lora.iterdir()]
+    louder = {
+        "kind": "adapter",
+        "title": "Louder",
+        "licence": "apache-2.0",
+        "base": "tiny",
+        "adapter": "adapters/louder",
+        "files": files,
+    }
+    registry = registry_of(tiny=entry(hub_source(served)), louder=louder)
+    folder = fetch("louder", tmp_path / "weights" / "louder", registry=registry)
+    key = "model.layers.0.mlp.down_proj.weight"
+    base = load_file(served / "model.safetensors")[key]
+    torch.testing.assert_close(load_file(folder / "model.safetensors")[key], base + 3.0 * change)
+    assert card.read(folder)["source"] == "adapter"
+    assert sorted(f.name for f in (tmp_path / "weights").iterdir()) == ["louder", "tiny"]
+    (lora / "adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(SurgeryError, match="adapter_model"):
+        fetch("louder", tmp_path / "again", registry=registry)
+
+
+# --- the real models --------------------------------------------------------------------------
+
+
+def greedy(folder: Path, prompt: str, tokens: int = 12) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
+
+
+@pytest.mark.slow
+def test_smollm2_knows_its_capitals(smollm2: Path) -> None:
+    assert "Paris" in greedy(smollm2, "The Eiffel Tower is located in the city of")
+    assert "Tokyo" in greedy(smollm2, "The capital of Japan is")
+
+
+@pytest.mark.slow
+def test_smollm2_is_an_ordinary_folder(smollm2: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert "lm_head.weight" not in Checkpoint.open(smollm2).tensors
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32, name
+        assert bool(torch.isfinite(parameter).all()), name
+    assert not hasattr(model.config, "quantization_config")
+    assert model.config.num_hidden_layers == 30 and model.config.hidden_size == 576
+    known = Registry.load().models["smollm2-135m-instruct"]
+    assert Checkpoint.open(smollm2).id in known.ids() or card.read(smollm2)["source"] == "hub"
+
+
+@pytest.mark.slow
+def test_smollm2_tokenizer_and_chat_template(smollm2: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [1, 2]
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.bos_token == "<|im_start|>"
+    for text in (gguf.PROBE, "<|im_start|>user\nHi<|im_end|>\n"):
+        ids = tokenizer(text).input_ids
+        assert tokenizer.decode(ids) == text
+    # Digits stand alone, and so do the blanks before them.
+    assert tokenizer("in  1889").tokens() == ["in", "ĠĠ", "1", "8", "8", "9"]
+    assert len(tokenizer("<|im_start|>").input_ids) == 1
+    messages = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+        "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    messages.insert(0, {"role": "system", "content": "Be brief."})
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("SURGERY_TEST_GEMMA"), reason="set SURGERY_TEST_GEMMA=1 (240 MB download)"
+)
+def test_gemma(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = fetch("gemma-3-270m", tmp_path / "gemma-3-270m", source="pypi")
+    assert (folder / "GEMMA_TERMS.html").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("The capital of Germany is").input_ids == [2, 818, 5279, 529, 9405, 563]
+    assert tokenizer("a\n\nb  c").tokens() == ["<bos>", "a", "\n\n", "b", "▁▁", "c"]
+    assert "Tokyo" in greedy(folder, "The capital of Japan is")
+    known = Registry.load().models["gemma-3-270m"]
+    assert Checkpoint.open(folder).id in known.ids()

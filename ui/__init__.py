@@ -1,0 +1,1 @@
+"""The Gradio workbench: an application on top of surgery."""

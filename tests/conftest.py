@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from surgery.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,6 +25,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
+    """Loads the tiny random model of a family, once. Tests must leave it as it was."""
+    from tiny import tiny_checkpoint
+
+    from surgery.model import load
+
+    @cache
+    def loaded(family: str, **changes: Any) -> Model:
+        folder = tmp_path_factory.mktemp("tiny")
+        return load(tiny_checkpoint(folder, family, **changes), device="cpu")
+
+    return loaded
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that starts empty, so that nothing found in the user's can make a test pass."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SURGERY_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""The Gradio workbench: an application on top of surgery."""
+"""The workbench: a Gradio application on top of `surgery`. Nothing in surgery imports it."""

@@ -96,14 +96,15 @@ class Architecture:
     def writers(self, config: Mapping[str, Any]) -> list[Writer]:
         """Every residual writer of the model, embeddings first, then layer by layer."""
         found = [Writer("embedding", None, self.embed, "embedding")]
+        parts: tuple[tuple[Component, str, str | bool, str | None], ...] = (
+            ("attention", self.attention_out, self.attention_bias, self.attention_post_norm),
+            ("mlp", self.mlp_out, self.mlp_bias, self.mlp_post_norm),
+        )
         if self.positions is not None:
             found.append(Writer("positions", None, self.positions, "embedding"))
         for index in range(self.n_layers(config)):
             prefix = self.layer(index)
-            for component, module, bias, norm in (
-                ("attention", self.attention_out, self.attention_bias, self.attention_post_norm),
-                ("mlp", self.mlp_out, self.mlp_bias, self.mlp_post_norm),
-            ):
+            for component, module, bias, norm in parts:
                 found.append(
                     Writer(
                         component,

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 from surgery import resources
-from surgery.audit.report import Figure, FactRecord, Question
+from surgery.audit.report import FactRecord, Figure, Question
 from surgery.audit.score import AnswerScore, answer_logprobs
 from surgery.delta import Delta
 from surgery.errors import SurgeryError
@@ -57,9 +57,7 @@ def facts_of_delta(delta: Delta) -> list[tuple[str, Fact]]:
             except SurgeryError:  # the list has moved since; the delta still stands
                 continue
         for fact in facts or ():
-            found.append(
-                (edit.get("kind", "?"), fact if isinstance(fact, Fact) else Fact(**fact))
-            )
+            found.append((edit.get("kind", "?"), fact if isinstance(fact, Fact) else Fact(**fact)))
     return found
 
 
@@ -113,7 +111,9 @@ def records(
             old = None  # nothing to prefer the new answer to
         paraphrases = [fact.filled(prompt) for prompt in fact.paraphrase_prompts]
         near = list(fact.neighborhood_prompts)[:neighbours]
-        answers: list[str | None] = list(fact.neighborhood_targets)[:neighbours] or [None] * len(near)
+        answers: list[str | None] = list(fact.neighborhood_targets)[:neighbours] or [None] * len(
+            near
+        )
         if not paraphrases or not near:
             more, prompts, theirs = companions(fact, neighbours)
             paraphrases = paraphrases or [fact.filled(prompt) for prompt in more]
@@ -178,7 +178,9 @@ def pairs(found: Sequence[FactRecord]) -> list[tuple[str, str]]:
     return list(wanted)
 
 
-def score(model: Model, found: Sequence[FactRecord], label: str = "asking about the facts") -> Scores:
+def score(
+    model: Model, found: Sequence[FactRecord], label: str = "asking about the facts"
+) -> Scores:
     """Scores of one side."""
     asked = pairs(found)
     return dict(zip(asked, answer_logprobs(model, asked, label=label), strict=True))
@@ -245,8 +247,20 @@ def figures(found: Sequence[FactRecord]) -> list[Figure]:
         if any(v is not None for v in sides["edited"]):
             made.append(_figure(name, label, goal, sides))
 
-    put("new_probability", "new answer, probability", direct, "higher", lambda q, s: _get(q, s, "new"))
-    put("old_probability", "old answer, probability", direct, "lower", lambda q, s: _get(q, s, "old"))
+    put(
+        "new_probability",
+        "new answer, probability",
+        direct,
+        "higher",
+        lambda q, s: _get(q, s, "new"),
+    )
+    put(
+        "old_probability",
+        "old answer, probability",
+        direct,
+        "lower",
+        lambda q, s: _get(q, s, "old"),
+    )
     put("success", "new answer preferred", direct, "higher", right)
     put("success_greedy", "new answer greedy", direct, "higher", lambda q, s: _get(q, s, "greedy"))
     put("success_said", "new answer said", direct, "higher", _said)

@@ -110,9 +110,7 @@ def score_ids(
     for _, answer in pairs:
         span = slice(begin, begin + len(answer))
         total = float(logprob[span].double().sum())
-        scores.append(
-            AnswerScore(total / len(answer), total, bool(best[span].all()), len(answer))
-        )
+        scores.append(AnswerScore(total / len(answer), total, bool(best[span].all()), len(answer)))
         begin += len(answer)
     return scores
 

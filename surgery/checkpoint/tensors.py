@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from surgery.checkpoint.header import TensorRef
+from surgery.checkpoint.header import DTYPE_BITS, TensorRef
 from surgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dtype_name", "is_finite", "read_tensor", "tensor_bytes", "torch_dtype"]
+__all__ = [
+    "dtype_name",
+    "is_finite",
+    "read_tensor",
+    "stream_tensors",
+    "tensor_bytes",
+    "torch_dtype",
+]
 
 _TORCH_NAMES = {
     "BOOL": "bool",
@@ -79,6 +89,28 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     if not flat.numel():
         return memoryview(b"")
     return flat.view(torch.uint8).numpy().data
+
+
+def stream_tensors(
+    file: Path, refs: Mapping[str, TensorRef], read: Callable[[str], torch.Tensor]
+) -> None:
+    """Write a safetensors file one tensor at a time: never more than one of them is in memory.
+
+    refs: dtype and shape of each. read: makes the tensor of a key.
+    """
+    header, end = {}, 0
+    # Wide dtypes first, so that every tensor is aligned.
+    order = sorted(refs, key=lambda key: (-DTYPE_BITS[refs[key].dtype], key))
+    for key in order:
+        ref = refs[key]
+        begin, end = end, end + ref.nbytes
+        header[key] = {"dtype": ref.dtype, "shape": ref.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start aligned
+    with open(file, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for key in header:
+            stream.write(tensor_bytes(read(key)))
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

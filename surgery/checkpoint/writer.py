@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
@@ -27,7 +27,10 @@ from surgery.progress import meter, track
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["write_edited"]
+__all__ = ["Content", "write_edited"]
+
+# What a file beside the weights is given as: see `write_edited`.
+Content = str | bytes | Path | Callable[[Path], object] | None
 
 _CHUNK = 4 << 20
 
@@ -38,8 +41,10 @@ def write_edited(
     patches: Mapping[str, Callable[[], torch.Tensor] | torch.Tensor],
     *,
     added: Mapping[str, torch.Tensor] | None = None,
+    removed: Collection[str] = (),
     config_changes: Mapping[str, Any] | None = None,
-    files: Mapping[str, str | bytes | Path] | None = None,
+    restored: Mapping[str, Path] | None = None,
+    files: Mapping[str, Content] | None = None,
     link: Link = "reflink",
     overwrite: bool = False,
 ) -> list[str]:
@@ -52,9 +57,14 @@ def write_edited(
             make them; functions are called one at a time, in the order of the bytes on disk.
         added: tensors the base does not have, such as the head of an untied model. They go to a
             shard of their own.
+        removed: tensors to leave out again, with the shard that was made for them. The other
+            shards get back the names they had before.
         config_changes: fields to set in config.json.
-        files: more files by relative name: text, bytes, or the path of a file to copy. They replace
-            the base's files of the same name.
+        restored: files to take for config.json and the index, as they were before `removed` was
+            added; without an index the folder becomes a single file again.
+        files: more files by relative name: text, bytes, the path of a file to copy, or a function
+            that writes the path it is given. They replace the base's files of the same name; None
+            leaves those out.
         link: how unchanged shards get there. "reflink" shares blocks where the file system can and
             copies elsewhere; "hard" links, so that both folders hold the very same file.
         overwrite: replace an `out` that is a checkpoint already.
@@ -65,12 +75,13 @@ def write_edited(
     among the keys returned.
 
     Raises:
-        SurgeryError: a tensor is unknown, of another shape or dtype, or not finite; `out` exists or
-            lies inside the base; the disk is full.
+        SurgeryError: a tensor is unknown, of another shape or dtype, or not finite; `removed`
+            shares a shard with others; `out` exists or lies inside the base; the disk is full.
     """
-    added, files = dict(added or {}), dict(files or {})
+    added, files, restored = dict(added or {}), dict(files or {}), dict(restored or {})
     out = Path(os.path.abspath(Path(out).expanduser()))
-    names = _shard_names(base, bool(added))
+    shards = _kept_shards(base, removed)
+    names = _shard_names(base, shards, bool(added), bool(removed) and INDEX_NAME not in restored)
     _check_request(base, patches, added, link)
     _check_files(files, {"config.json", INDEX_NAME, SINGLE_NAME, *names.values()})
     _check_target(base, out, overwrite)
@@ -80,7 +91,7 @@ def write_edited(
     touched = {base.tensors[key].file for key in patches}
     # What goes where, and how. A hard link would carry a patch into the base.
     copies: list[tuple[Path, str, Link]] = []
-    for shard in base.shards:
+    for shard in shards:
         how: Link = "reflink" if link == "hard" and shard in touched else link
         copies.append((shard, names[shard], how))
     for name, file in others.items():
@@ -93,11 +104,13 @@ def write_edited(
         changed = _patch_all(base, folder, names, patches)
         if added:
             _write_added(folder / names[None], added)
-        _write_index(base, folder, names, added)
+        _write_index(base, folder, names, added, removed)
         _write_config(base, folder, config_changes or {})
+        for name, file in restored.items():
+            shutil.copyfile(file, folder / name)
         for name, content in files.items():
             _write_file(folder / relative_name(name), content)
-        _check_result(base, Checkpoint.open(folder), added)
+        _check_result(base, Checkpoint.open(folder), added, removed)
     return sorted([*changed, *added])
 
 
@@ -123,7 +136,7 @@ def _check_request(
             raise SurgeryError(f"tensor {key} holds values that are not finite: not written")
 
 
-def _check_files(files: Mapping[str, str | bytes | Path], forbidden: set[str]) -> None:
+def _check_files(files: Mapping[str, Content], forbidden: set[str]) -> None:
     for name, content in files.items():
         if relative_name(name) in forbidden:
             raise SurgeryError(f"{name} cannot be given as a file: it is part of the checkpoint")
@@ -163,9 +176,24 @@ def _check_patch(ref: TensorRef, tensor: torch.Tensor) -> None:
         raise SurgeryError(f"the new value of tensor {ref.key} is not finite: not written")
 
 
-def _shard_names(base: Checkpoint, adding: bool) -> dict[Path | None, str]:
+def _kept_shards(base: Checkpoint, removed: Collection[str]) -> list[Path]:
+    """The shards that stay when the tensors in `removed` go."""
+    leaving = {base.ref(key).file for key in removed}
+    for key, ref in base.tensors.items():
+        if ref.file in leaving and key not in removed:
+            raise SurgeryError(f"{ref.file} holds {key} as well: its shard cannot be left out")
+    return [shard for shard in base.shards if shard not in leaving]
+
+
+def _shard_names(
+    base: Checkpoint, shards: Sequence[Path], adding: bool, single: bool
+) -> dict[Path | None, str]:
     """The file name each shard gets, and under None the name of the shard of added tensors."""
-    names: dict[Path | None, str] = {shard: shard.name for shard in base.shards}
+    names: dict[Path | None, str] = {shard: shard.name for shard in shards}
+    if single:
+        if len(shards) != 1:
+            raise SurgeryError(f"{base.path} has {len(shards)} shards: they need an index")
+        return {shards[0]: SINGLE_NAME}
     if not adding:
         return names
     if base.weight_map is None:
@@ -277,8 +305,9 @@ def _write_index(
     folder: Path,
     names: Mapping[Path | None, str],
     added: Mapping[str, torch.Tensor],
+    removed: Collection[str],
 ) -> None:
-    if base.weight_map is None and not added:
+    if removed or (base.weight_map is None and not added):
         return
     if not added:
         shutil.copyfile(base.path / INDEX_NAME, folder / INDEX_NAME)
@@ -305,9 +334,13 @@ def _write_config(base: Checkpoint, folder: Path, changes: Mapping[str, Any]) ->
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def _write_file(file: Path, content: str | bytes | Path) -> None:
+def _write_file(file: Path, content: Content) -> None:
+    if content is None:
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Path):
+    if callable(content):
+        content(file)
+    elif isinstance(content, Path):
         shutil.copyfile(content, file)
     elif isinstance(content, bytes):
         file.write_bytes(content)
@@ -315,8 +348,14 @@ def _write_file(file: Path, content: str | bytes | Path) -> None:
         file.write_text(content, "utf-8")
 
 
-def _check_result(base: Checkpoint, edited: Checkpoint, added: Mapping[str, torch.Tensor]) -> None:
-    expected = {key: (ref.dtype, ref.shape) for key, ref in base.tensors.items()}
+def _check_result(
+    base: Checkpoint,
+    edited: Checkpoint,
+    added: Mapping[str, torch.Tensor],
+    removed: Collection[str],
+) -> None:
+    kept = {key: ref for key, ref in base.tensors.items() if key not in removed}
+    expected = {key: (ref.dtype, ref.shape) for key, ref in kept.items()}
     found = {k: (r.dtype, r.shape) for k, r in edited.tensors.items() if k not in added}
     if found != expected or not added.keys() <= edited.tensors.keys():
         raise SurgeryError(f"{base.path} changed while it was being copied: try again")

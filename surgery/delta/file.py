@@ -127,5 +127,7 @@ def load_delta(path: str | Path) -> Any:
     except SurgeryError as error:
         raise SurgeryError(f"{path}: {error}") from None
     if head.get("id") not in (None, delta.id):
-        raise SurgeryError(f"{path} was changed after it was written: its contents do not give its id")
+        raise SurgeryError(
+            f"{path} was changed after it was written: its contents do not give its id"
+        )
     return delta

@@ -58,9 +58,7 @@ def activations(
 
             with hooks() as attach:
                 for layer in range(layers):
-                    attach.pre(
-                        model.layer(layer), lambda _m, a, k, layer=layer: keep(layer, a, k)
-                    )
+                    attach.pre(model.layer(layer), lambda _m, a, k, layer=layer: keep(layer, a, k))
                 model.hf(**batch.inputs(), use_cache=False, logits_to_keep=1)
             progress.advance(len(index))
     return Activations(found)

@@ -36,7 +36,10 @@ def model_card(
         )
     audit = record.get("audit")
     if audit:
-        lines += ["", f"Audit: **{audit.get('verdict', 'none')}**. {audit.get('reason', '')}".rstrip()]
+        lines += [
+            "",
+            f"Audit: **{audit.get('verdict', 'none')}**. {audit.get('reason', '')}".rstrip(),
+        ]
     lines += [
         "",
         "The deltas lie in `deltas/`, with the original bytes of every tensor they touch. "

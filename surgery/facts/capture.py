@@ -47,7 +47,9 @@ def capture(
         line = torch.arange(len(chosen), device=model.device)
         subject = torch.tensor([row.subject for row in chosen], device=model.device)
 
-        def keep(what: str, layer: int, hidden: torch.Tensor, at: Any = (line, subject), i=index) -> None:
+        def keep(
+            what: str, layer: int, hidden: torch.Tensor, at: Any = (line, subject), i=index
+        ) -> None:
             parts.setdefault((what, layer), []).append((i, hidden[at].float()))
 
         with hooks() as attach:

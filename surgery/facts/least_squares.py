@@ -72,7 +72,9 @@ def null_space(second_moment: torch.Tensor, threshold: float) -> torch.Tensor:
     return vectors[:, :kept]
 
 
-def compress(B: torch.Tensor, A: torch.Tensor, tolerance: float = 1e-12) -> tuple[torch.Tensor, torch.Tensor]:
+def compress(
+    B: torch.Tensor, A: torch.Tensor, tolerance: float = 1e-12
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same product at its numerical rank: singular values below `tolerance` of the largest go."""
     q_b, r_b = torch.linalg.qr(B.double())
     q_a, r_a = torch.linalg.qr(A.double().T)

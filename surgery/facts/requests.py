@@ -23,6 +23,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Requests:
+    """The facts of a part, the prefixes they share, and what to tell the user about them."""
+
     items: list[Request]
     prefixes: Sequence[str]
     warnings: list[str]

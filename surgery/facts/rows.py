@@ -54,8 +54,10 @@ def row(model: Model, template: str, subject: str, answer: str | None = None) ->
     encoding = model.tokenizer(text, return_offsets_mapping=True)
     ids = list(encoding["input_ids"])
     # Some tokenizers append a token of their own; what follows the prompt must not come after it.
-    while ids and ids[-1] == model.tokenizer.eos_token_id and not text.endswith(
-        str(model.tokenizer.eos_token)
+    while (
+        ids
+        and ids[-1] == model.tokenizer.eos_token_id
+        and not text.endswith(str(model.tokenizer.eos_token))
     ):
         ids.pop()
     last = -1

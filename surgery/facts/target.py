@@ -205,14 +205,11 @@ class _Problem:
         real = torch.arange(tail, device=device) < torch.tensor(
             [_tail(row) for row in rows], device=device
         ).unsqueeze(1)
-        before = torch.arange(width, device=device) < subject[:, None]
-        past = [
-            (
-                _masked(entry.keys[:, :, :width], before),
-                _masked(entry.values[:, :, :width], before),
-            )
-            for entry in cache.layers
-        ]
+        # The past of every row ends where its tail begins: models with a sliding window count columns.
+        behind = subject[:, None] - width + torch.arange(width, device=device)
+        before = behind >= 0
+        kept: list[Any] = list(cache.layers)
+        past = [(_past(e.keys, behind), _past(e.values, behind)) for e in kept]
         answer = torch.full((len(rows), tail), -1, device=device)
         for index, row in enumerate(rows):
             for position in range(row.answer, len(row.ids)):
@@ -301,7 +298,9 @@ class _Problem:
         entry = model.layer(above) if above < model.n_layers else model.final_norm
         with _skipped(model, above), hooks() as attach, torch.enable_grad():
             attach.pre(entry, lambda _m, a, k: _replaced(a, k, hidden))
-            attach.pre(model.head, lambda _m, a, k: _replaced(a, k, argument(a, k)[row, column][None]))
+            attach.pre(
+                model.head, lambda _m, a, k: _replaced(a, k, argument(a, k)[row, column][None])
+            )
             output = model.hf(
                 input_ids=self.ids,
                 attention_mask=self.mask,
@@ -324,9 +323,10 @@ class _Problem:
             return state - before + norm((self.value + change).to(dtype)).float()
 
 
-def _masked(tensor: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Keys or values (rows, heads, past, head_dim) with what lies past a row's own tokens zeroed."""
-    return tensor.masked_fill(~real[:, None, :, None], 0).detach()
+def _past(tensor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Some columns (rows, past) of keys or values (rows, heads, tokens, head_dim); zeros for those < 0."""
+    index = columns.clamp(min=0)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
+    return tensor.gather(2, index).masked_fill((columns < 0)[:, None, :, None], 0).detach()
 
 
 def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: torch.Tensor) -> Any:

@@ -154,7 +154,14 @@ def _is_chosen(writer: Writer, part: AblateEdit, strengths: list[float]) -> bool
 def _tie_policy(part: AblateEdit, model: Model, chosen: list[Writer]) -> tuple[bool, bool]:
     if not chosen:
         raise SurgeryError("nothing to edit: no writers, or strength 0 at every layer")
-    if not any(w.component == "embedding" for w in chosen) or not model.tied:
+    if not any(w.component == "embedding" for w in chosen):
+        return False, False
+    if not model.tied:
+        if part.embeddings == "both":
+            raise SurgeryError(
+                "embeddings: both is for a tied output head, and this model's head is a tensor of its "
+                "own: leave it out"
+            )
         return False, False
     if part.embeddings is None:
         raise SurgeryError(
@@ -184,7 +191,9 @@ def _edit_writer(
     key = model.stored_key(writer.weight)
     changes: dict[str, Change] = {}
     if part.norm == "columns":
-        changes[key] = Dense(ablation_keeping_columns(weight, rows, strength, writer.layout).float())
+        changes[key] = Dense(
+            ablation_keeping_columns(weight, rows, strength, writer.layout).float()
+        )
     else:
         B, A = ablation(weight, rows, strength, writer.layout)
         changes[key] = LowRank(A=A.float().contiguous(), B=B.float().contiguous())

@@ -64,7 +64,9 @@ def _adapter(folder: Path, model: Model) -> dict[str, Change]:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise SurgeryError(f"{folder} is no LoRA adapter: no readable adapter_config.json") from None
+        raise SurgeryError(
+            f"{folder} is no LoRA adapter: no readable adapter_config.json"
+        ) from None
     if config.get("peft_type") != "LORA" or config.get("use_dora"):
         raise SurgeryError(f"{folder} is not a plain LoRA adapter: only those can be included")
     from safetensors.torch import load_file
@@ -72,9 +74,7 @@ def _adapter(folder: Path, model: Model) -> dict[str, Change]:
     weights = folder / "adapter_model.safetensors"
     read_header(weights)
     stored = load_file(str(weights))
-    scale = config["lora_alpha"] / (
-        config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
-    )
+    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
     found: dict[str, Change] = {}
     used: set[str] = set()
     for name, a in stored.items():

@@ -22,15 +22,15 @@ from surgery.delta import Change, LowRank, combine
 from surgery.facts.capture import capture, context_mean
 from surgery.facts.least_squares import in_metric, solve
 from surgery.facts.requests import Request, prepare
-from surgery.facts.target import TargetSettings, solve_targets
+from surgery.facts.target import Targets, TargetSettings, solve_targets
 from surgery.methods.solved import Solved, as_delta, stored_factors, weight_key
 from surgery.model import Model
 from surgery.progress import track
-from surgery.spec import RomeEdit
+from surgery.spec import Fact, FactPart, RomeEdit
 from surgery.stack.memory import applied
 from surgery.statistics import collect
 
-# A key of which ordinary text is this full (share of its energy) makes a loud edit; see _warnings.
+# The edited layer, as a share of the depth.
 DEPTH = 0.2
 
 
@@ -39,22 +39,31 @@ def default_layer(model: Model) -> int:
     return round(DEPTH * (model.n_layers - 1))
 
 
-def solve_rome(part: RomeEdit, model: Model, seed: int) -> Solved:
-    """Solve a ROME part. Raises SurgeryError for a layer the model lacks or facts it cannot take."""
-    layer = model.check_layer(part.layer if part.layer is not None else default_layer(model))
-    requests = prepare(part, model, seed)
-    settings = TargetSettings(
+def choose_layer(layer: int | None, model: Model) -> int:
+    return model.check_layer(layer if layer is not None else default_layer(model))
+
+
+def target_settings(part: FactPart, layer: int) -> TargetSettings:
+    """The part's numbers, with the defaults for an edit of one layer."""
+    default = TargetSettings
+    decay = part.weight_decay
+    return TargetSettings(
         layer=layer,
         site="value",
         steps=part.steps,
-        learning_rate=part.learning_rate or TargetSettings.learning_rate,
-        clamp=part.clamp or TargetSettings.clamp,
+        learning_rate=part.learning_rate or default.learning_rate,
+        clamp=part.clamp or default.clamp,
         kl_factor=part.kl_factor,
-        weight_decay=(
-            part.weight_decay if part.weight_decay is not None else TargetSettings.weight_decay
-        ),
+        weight_decay=decay if decay is not None else default.weight_decay,
         stop_loss=part.stop_loss,
     )
+
+
+def solve_rome(part: RomeEdit, model: Model, seed: int) -> Solved:
+    """Solve a ROME part. Raises SurgeryError for a layer the model lacks or facts it cannot take."""
+    layer = choose_layer(part.layer, model)
+    requests = prepare(part, model, seed)
+    settings = target_settings(part, layer)
     statistics = collect(model, [layer], part.statistics, part.statistics_tokens)
     second_moment = statistics.moments[layer].mean.to(model.device)
     key = weight_key(model, layer)
@@ -83,6 +92,19 @@ def solve_rome(part: RomeEdit, model: Model, seed: int) -> Solved:
     )
 
 
+def fact_report(fact: Fact, found: Targets, index: int, energy: float) -> dict[str, Any]:
+    """What is worth knowing of one solved fact. energy: k^T C^-1 k, how unusual its key is."""
+    return {
+        "subject": fact.subject,
+        "target": fact.target,
+        "probability": float(found.probability[index]),
+        "loss": float(found.loss[index]),
+        "steps": int(found.steps[index]),
+        "change": float(found.change[index].norm() / found.start[index].norm()),
+        "key_energy": energy,
+    }
+
+
 def _one(
     model: Model,
     request: Request,
@@ -99,12 +121,5 @@ def _one(
     whitened = in_metric(second_moment, k, ridge)
     # v* - W k* = d: the target was found as a change of the value, and W is linear in the key.
     B, A = solve(k, whitened, found.change.T, softness=0.0)
-    return stored_factors(model, B, A), {
-        "subject": request.fact.subject,
-        "target": request.fact.target,
-        "probability": float(found.probability[0]),
-        "loss": float(found.loss[0]),
-        "steps": int(found.steps[0]),
-        "change": float(found.change[0].norm() / found.start[0].norm()),
-        "key_energy": float((k.T @ whitened).item()),
-    }
+    energy = float((k.T @ whitened).item())
+    return stored_factors(model, B, A), fact_report(request.fact, found, 0, energy)

@@ -12,7 +12,11 @@ import torch
 
 from surgery.delta import Change, Delta, combine
 from surgery.methods.ablate import solve_ablate
+from surgery.methods.alphaedit import solve_alphaedit
+from surgery.methods.emmet import solve_emmet
+from surgery.methods.finetune import solve_finetune
 from surgery.methods.include import solve_include
+from surgery.methods.memit import solve_memit
 from surgery.methods.rome import solve_rome
 from surgery.methods.solved import Solved, as_delta
 from surgery.model import Model
@@ -22,6 +26,10 @@ from surgery.stack.memory import applied
 # kind -> its solver. A new kind is a file here, its part in surgery/spec/edits.py, and this line.
 SOLVERS: dict[str, Callable[[Any, Model, int], Solved]] = {
     "rome": solve_rome,
+    "memit": solve_memit,
+    "alphaedit": solve_alphaedit,
+    "emmet": solve_emmet,
+    "finetune": solve_finetune,
     "ablate": solve_ablate,
     "delta": solve_include,
 }
@@ -43,7 +51,8 @@ def solve(spec: EditSpec, model: Model) -> Delta:
     diagnostics: list[dict[str, Any]] = []
     untie = edits_head = False
     for number, part in enumerate(spec.edits):
-        so_far = as_delta(model, tensors, {"edits_head": edits_head}, untie=untie)
+        done = {"edits": [p.model_dump(mode="json") for p in parts]}
+        so_far = as_delta(model, tensors, {"spec": done, "edits_head": edits_head}, untie=untie)
         with applied(model, so_far):
             solved = SOLVERS[part.kind](part, model, spec.seed + number)
         ranks = {key: [_rank(tensors.get(key)), _rank(c)] for key, c in solved.tensors.items()}

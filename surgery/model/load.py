@@ -55,7 +55,7 @@ def load(
         if shown:
             logging.enable_progress_bar()
 
-    hf.to(device).eval().requires_grad_(False)
+    torch.nn.Module.to(hf, device).eval().requires_grad_(False)
     if not tokenizer.is_fast:
         raise SurgeryError(
             f"the tokenizer of {checkpoint.path} is a slow one and gives no character offsets: "

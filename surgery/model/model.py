@@ -18,7 +18,8 @@ class Model:
     """Everything that solving, auditing and tracing need of a model.
 
     `hf` and `tokenizer` are the plain transformers objects, for your own code. `edits` is the ordered
-    list of deltas that are applied in memory right now; `surgery.stack` keeps it true.
+    list of deltas that are applied in memory right now, `off` the ids of the edits of its folder that
+    are taken out in memory; `surgery.stack` keeps both true.
     """
 
     hf: Any
@@ -26,6 +27,7 @@ class Model:
     architecture: Architecture
     checkpoint: Checkpoint
     edits: list[Any] = field(default_factory=list)
+    off: frozenset[str] = frozenset()
     # Weights as loaded, of the parameters that an edit has touched: what `surgery.stack` restores.
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
 

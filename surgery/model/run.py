@@ -86,7 +86,9 @@ def continuation_ids(model: Model, prompt: str, continuation: str) -> tuple[list
 
 
 @torch.no_grad()
-def next_token_logits(model: Model, prompts: Sequence[str], batch_tokens: int = 4096) -> torch.Tensor:
+def next_token_logits(
+    model: Model, prompts: Sequence[str], batch_tokens: int = 4096
+) -> torch.Tensor:
     """Logits (prompts, vocabulary) of the first token after each prompt, float32."""
     special = [not is_templated(model, prompt) for prompt in prompts]
     rows = [tokenize(model, p, s) for p, s in zip(prompts, special, strict=True)]

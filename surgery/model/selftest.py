@@ -23,7 +23,7 @@ def selftest(model: Model) -> None:
     try:
         for writer in model.writers():
             _check_shape(model, writer)
-        model.head, model.final_norm, model.embedding  # noqa: B018 (they must exist)
+        assert model.head and model.final_norm and model.embedding
     except AttributeError as error:
         raise SurgeryError(
             f"the {model.architecture.name} table does not fit this model: {error}"

@@ -119,7 +119,9 @@ class AblateEdit(Part):
     strength: float | list[float] | dict[int, float] = Field(
         1.0, description="1 removes, 0.5 halves, negative amplifies; a list is a curve over depth"
     )
-    chat: bool | None = Field(None, description="wrap prompts in the chat template, if there is one")
+    chat: bool | None = Field(
+        None, description="wrap prompts in the chat template, if there is one"
+    )
     project: bool = Field(False, description="keep what harmless prompts have along the direction")
     norm: Literal["free", "columns"] = Field(
         "free", description="columns: keep the length of every column of an edited matrix"

@@ -10,7 +10,16 @@ from typing import Any
 from surgery.errors import SurgeryError
 
 # The field names under which published prompt sets keep the prompt itself.
-PROMPT_FIELDS = ("prompt", "question", "instruction", "goal", "Goal", "Behavior", "text", "Question")
+PROMPT_FIELDS = (
+    "prompt",
+    "question",
+    "instruction",
+    "goal",
+    "Goal",
+    "Behavior",
+    "text",
+    "Question",
+)
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

@@ -157,7 +157,8 @@ def _explain(error: ValidationError, data: Any, name: str) -> str:
         message = f"unknown field {location[-1]!r}{_suggestion(problem, data, location)}"
         field = ".".join(str(part) for part in location[:-1])
     elif problem["type"] == "union_tag_invalid":
-        message = f"unknown kind {problem['ctx']['tag']!r} (known: {problem['ctx']['expected_tags']})"
+        context = problem.get("ctx", {})
+        message = f"unknown kind {context.get('tag')!r} (known: {context.get('expected_tags')})"
     elif problem["type"] == "union_tag_not_found":
         message = "needs a kind, such as kind: rome"
     where = f"{name}, line {line}" if line else name
@@ -174,11 +175,17 @@ def _is_union_tag(part: Any, location: tuple[Any, ...], data: Any) -> bool:
             break
         node = _step(node, step)
     present = isinstance(node, dict) and part in node
-    known = part in EditSpec.model_fields or any(c in part for c in "[") or part in _kinds() | {
-        "str",
-        "float",
-        "int",
-    }
+    known = (
+        part in EditSpec.model_fields
+        or any(c in part for c in "[")
+        or part
+        in _kinds()
+        | {
+            "str",
+            "float",
+            "int",
+        }
+    )
     return not present and known and part not in EditSpec.model_fields
 
 

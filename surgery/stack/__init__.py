@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from surgery.stack.conflicts import check
     from surgery.stack.disk import Applied, apply, rebuild
     from surgery.stack.lineage import Lineage, read_record
-    from surgery.stack.memory import applied, bare, set_edits, stack_ids
+    from surgery.stack.memory import applied, bare, set_edits, stack, stack_ids
     from surgery.stack.undo import undo
 
 _HOMES = {
@@ -24,6 +24,7 @@ _HOMES = {
     "applied": "memory",
     "bare": "memory",
     "set_edits": "memory",
+    "stack": "memory",
     "stack_ids": "memory",
     "undo": "undo",
 }
@@ -37,6 +38,7 @@ __all__ = [
     "read_record",
     "rebuild",
     "set_edits",
+    "stack",
     "stack_ids",
     "undo",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from surgery.architecture import for_config
 from surgery.delta import Delta, LowRank
 from surgery.errors import SurgeryError
 from surgery.stack.lineage import Lineage
@@ -34,6 +35,7 @@ def check(lineage: Lineage, deltas: Sequence[Delta], force: bool = False) -> lis
         if delta.id in present:
             raise SurgeryError(f"the edit {delta.id[:12]} ({delta.name}) is applied already")
         present.append(delta.id)
+    _check_tie(lineage, deltas)
     return [
         warning
         for index, later in enumerate(deltas)
@@ -64,6 +66,26 @@ def _check_base(lineage: Lineage, delta: Delta, force: bool) -> None:
             raise SurgeryError(
                 f"{key} of {checkpoint.path} is not the tensor {delta.name} was solved for: "
                 "solve the spec again, or use --force"
+            )
+
+
+def _check_tie(lineage: Lineage, deltas: Sequence[Delta]) -> None:
+    if not lineage.base_tied:
+        return
+    table = for_config(lineage.checkpoint.config)
+    embedding = table.stored_key(f"{table.embed}.weight", lineage.checkpoint.tensors)
+    both = [delta for delta in deltas if delta.metadata.get("edits_head")]
+    split = [delta for delta in deltas if delta.untie]
+    if both and split:
+        raise SurgeryError(
+            f"{both[0].name} edits embedding and output head as one tensor, {split[0].name} gives the "
+            "head a tensor of its own: say embeddings: untie, or both, in the specs of both"
+        )
+    for delta in deltas:
+        if embedding in delta.tensors and delta not in both and not split:
+            raise SurgeryError(
+                f"{delta.name} changes {embedding}, which is also the output head of this "
+                "checkpoint: say embeddings: untie or embeddings: both in its spec"
             )
 
 

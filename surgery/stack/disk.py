@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from surgery.architecture import for_config
-from surgery.checkpoint import Checkpoint, read_header, tensor_bytes, write_edited
-from surgery.checkpoint.tensors import torch_dtype
-from surgery.delta import SUFFIX, Delta, load_delta, materialize, save_delta
-from surgery.errors import SurgeryError
+from surgery.checkpoint import Checkpoint, write_edited
+from surgery.checkpoint.index import INDEX_NAME
+from surgery.checkpoint.tensors import stream_tensors, torch_dtype
+from surgery.checkpoint.writer import Content
+from surgery.delta import SUFFIX, Change, Delta, load_delta, materialize, save_delta
 from surgery.export.card import model_card
 from surgery.stack.conflicts import check
-from surgery.stack.lineage import (
-    BASE_CARD,
-    BASE_CONFIG,
-    FOLDER,
-    FORMAT,
-    ORIGINALS,
-    RECORD,
-    Lineage,
-)
+from surgery.stack.lineage import BASE_FILES, FOLDER, FORMAT, ORIGINALS, RECORD, Lineage
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ def apply(
     overwrite: bool = False,
     force: bool = False,
     link: Literal["reflink", "copy", "hard"] = "reflink",
-    files: Mapping[str, str | bytes | Path] | None = None,
+    files: Mapping[str, Content] | None = None,
     audit: dict[str, Any] | None = None,
 ) -> Applied:
     """Write `out` = `base` + `deltas`, a folder that plain transformers loads.
@@ -80,38 +74,40 @@ def rebuild(
     overwrite: bool = False,
     force: bool = False,
     link: Literal["reflink", "copy", "hard"] = "reflink",
-    files: Mapping[str, str | bytes | Path] | None = None,
+    files: Mapping[str, Content] | None = None,
     audit: dict[str, Any] | None = None,
 ) -> Applied:
     """Write the base of `lineage` with exactly `stack` on it; an empty stack gives the base back."""
     checkpoint = lineage.checkpoint
     warnings = check(lineage, stack, force)
-    touched = sorted({key for delta in stack for key in delta.tensors})
-    _refuse_silent_tie(checkpoint, stack)
+    changes: dict[str, list[Change]] = {}
+    for delta in stack:
+        for key, change in delta.tensors.items():
+            changes.setdefault(key, []).append(change)
+    head = _Head.of(lineage, stack)
+    if head.follows in changes and head.stored:
+        changes[head.key] = changes[head.follows]
+    touched = sorted(changes)
 
     def patch(key: str) -> Callable[[], torch.Tensor]:
-        def value() -> torch.Tensor:
-            changes = [delta.tensors[key] for delta in stack if key in delta.tensors]
-            original = lineage.original(key)
-            if not changes:
-                return original
-            stored = torch_dtype(checkpoint.tensors[key].dtype)
-            return materialize(original, changes, stored)
+        stored = torch_dtype(checkpoint.tensors[key].dtype)
+        return lambda: materialize(lineage.original(key), changes.get(key, []), stored)
 
-        return value
-
-    patches = {key: patch(key) for key in sorted({*touched, *lineage.originals})}
-    added, removed, config = _head_changes(checkpoint, lineage, stack)
-    content: dict[str, str | bytes | Path] = dict(files or {})
-    content.update(_records(lineage, stack, touched, audit))
+    patched = {*touched, *lineage.originals} - set(head.removed)
+    own: dict[str, Content] = dict(files or {})
+    if stack:
+        record = _record(lineage, stack, touched, sorted({*own, "README.md", *head.files}), audit)
+        own["README.md"] = _card(lineage, stack, record)
+        own |= _in_deltas(lineage, stack, touched, record)
     write_edited(
         checkpoint,
         out,
-        patches,
-        added=added,
-        removed=removed,
-        config_changes=config,
-        files=content,
+        {key: patch(key) for key in sorted(patched)},
+        added={head.key: lineage.original(head.embedding)} if head.added else {},
+        removed=head.removed,
+        config_changes={"tie_word_embeddings": False} if head.splits else {},
+        restored=_base_files(lineage, head.files) if head.joins else {},
+        files={**_given_back(lineage), **own},
         link=link,
         overwrite=overwrite,
     )
@@ -119,97 +115,132 @@ def rebuild(
 
 
 # ---------------------------------------------------------------------- tied embeddings
-def _head_changes(
-    checkpoint: Checkpoint, lineage: Lineage, stack: Sequence[Delta]
-) -> tuple[dict[str, torch.Tensor], list[str], dict[str, Any]]:
-    """Tensors to add, tensors to drop and config fields to change, for the wish to untie the head."""
-    table = for_config(checkpoint.config)
-    head = f"{table.lm_head}.weight"
-    was = any(delta.untie for delta in lineage.deltas)
-    now = any(delta.untie for delta in stack)
-    if now and not was:
-        if not checkpoint.tied_embeddings:
-            return {}, [], {}
-        embedding = table.stored_key(f"{table.embed}.weight", checkpoint.tensors)
-        assert embedding is not None
-        return {head: lineage.original(embedding)}, [], {"tie_word_embeddings": False}
-    if was and not now and head in checkpoint.tensors:
-        return {}, [head], {"tie_word_embeddings": True}
-    return {}, [], {}
+@dataclass(frozen=True)
+class _Head:
+    """What becomes of an output head that is the input embedding in the base.
 
+    untied: the result's head is a tensor of its own; it was one before the write if `was`.
+    stored: the base holds the head as well, a second copy of the embedding.
+    """
 
-def _refuse_silent_tie(checkpoint: Checkpoint, stack: Sequence[Delta]) -> None:
-    if not checkpoint.tied_embeddings or any(delta.untie for delta in stack):
-        return
-    table = for_config(checkpoint.config)
-    embedding = table.stored_key(f"{table.embed}.weight", checkpoint.tensors)
-    for delta in stack:
-        if embedding in delta.tensors and not delta.metadata.get("edits_head"):
-            raise SurgeryError(
-                f"{delta.name} changes {embedding}, which is also the output head of this "
-                "checkpoint: say embeddings: untie or embeddings: both in its spec"
-            )
+    key: str
+    embedding: str
+    tied: bool
+    stored: bool
+    was: bool
+    untied: bool
+
+    @classmethod
+    def of(cls, lineage: Lineage, stack: Sequence[Delta]) -> _Head:
+        tensors = lineage.checkpoint.tensors
+        table = for_config(lineage.checkpoint.config)
+        key = f"{table.lm_head}.weight"
+        tied = lineage.base_tied
+        return cls(
+            key,
+            table.stored_key(f"{table.embed}.weight", tensors) or "",
+            tied,
+            key in tensors and key not in lineage.record.get("added", []),
+            tied and lineage.untied,
+            tied and any(delta.untie for delta in stack),
+        )
+
+    @property
+    def splits(self) -> bool:
+        return self.untied and not self.was
+
+    @property
+    def joins(self) -> bool:
+        return self.was and not self.untied
+
+    @property
+    def added(self) -> bool:
+        return self.splits and not self.stored
+
+    @property
+    def removed(self) -> list[str]:
+        return [self.key] if self.joins and not self.stored else []
+
+    @property
+    def follows(self) -> str | None:
+        """The tensor that the head is a second copy of, and has to stay one."""
+        return self.embedding if self.tied and not self.untied else None
+
+    @property
+    def files(self) -> list[str]:
+        """Files that differ between a base with a tied head and its edits with a head of their own."""
+        return ["config.json", INDEX_NAME] if self.untied or self.was else []
 
 
 # ---------------------------------------------------------------------- what lies beside the weights
-def _records(
-    lineage: Lineage, stack: Sequence[Delta], touched: list[str], audit: dict[str, Any] | None
-) -> dict[str, str | bytes]:
-    """surgery.json, the deltas, the replaced tensors and the model card."""
-    folder = lineage.checkpoint.path
-    card = folder / (f"{FOLDER}/{BASE_CARD}" if lineage.edited else "README.md")
-    base_card = card.read_text(encoding="utf-8") if card.exists() else ""
-    if not stack:
-        # Back at the base: its own card, or none.
-        return {"README.md": base_card} if base_card else {}
+def _base_files(lineage: Lineage, names: Collection[str]) -> dict[str, Path]:
+    found = {name: lineage.base_file(name) for name in names}
+    return {name: file for name, file in found.items() if file is not None}
 
-    files: dict[str, str | bytes] = {}
-    entries = []
-    for number, delta in enumerate(stack, start=1):
-        name = f"{FOLDER}/{number:02d}-{_slug(delta.name)}-{delta.id[:12]}{SUFFIX}"
-        files[name] = _bytes_of(delta)
-        entries.append(
+
+def _given_back(lineage: Lineage) -> dict[str, Content]:
+    """The base's own version (None where it has none) of every file that the edits so far replaced."""
+    names = [n for n in lineage.record.get("files", []) if n not in ("config.json", INDEX_NAME)]
+    return {name: lineage.base_file(name) for name in names}
+
+
+def _record(
+    lineage: Lineage,
+    stack: Sequence[Delta],
+    touched: list[str],
+    files: list[str],
+    audit: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The content of surgery.json.
+
+    base_hashes: of the touched tensors. added: tensors the base does not have. files: those beside the
+    weights that are not the base's own.
+    """
+    head = _Head.of(lineage, stack)
+    return {
+        "format": FORMAT,
+        "base_id": lineage.base_id,
+        "base": lineage.record.get("base") or lineage.checkpoint.path.name,
+        "edits": [
             {
                 "id": delta.id,
                 "name": delta.name,
-                "file": name,
+                "file": f"{FOLDER}/{number:02d}-{_slug(delta.name)}-{delta.id[:12]}{SUFFIX}",
                 "stack": list(delta.stack),
                 "kinds": [e["kind"] for e in (delta.metadata.get("spec") or {}).get("edits", [])],
                 "tensors": len(delta.tensors),
             }
-        )
-    originals = {key: lineage.original(key) for key in touched}
-    files[f"{FOLDER}/{ORIGINALS}"] = _safetensors(originals)
-    if base_card:
-        files[f"{FOLDER}/{BASE_CARD}"] = base_card
-    record = {
-        "format": FORMAT,
-        "base_id": lineage.base_id,
-        "base": lineage.record.get("base") or folder.name,
-        "edits": entries,
+            for number, delta in enumerate(stack, start=1)
+        ],
         "base_hashes": {key: lineage.original_hash(key) for key in touched},
-        "audit": audit if audit is not None else lineage.record.get("audit"),
+        "added": [head.key] if head.untied and not head.stored else [],
+        "files": files,
+        "audit": audit,
     }
-    files[RECORD] = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    files["README.md"] = model_card(record, [delta.metadata for delta in stack], base_card)
+
+
+def _in_deltas(
+    lineage: Lineage, stack: Sequence[Delta], touched: list[str], record: dict[str, Any]
+) -> dict[str, Content]:
+    """surgery.json, and all that lies in deltas/."""
+    files: dict[str, Content] = {RECORD: json.dumps(record, indent=2, ensure_ascii=False) + "\n"}
+    for entry, delta in zip(record["edits"], stack, strict=True):
+        files[entry["file"]] = partial(save_delta, delta)
+    refs = {key: lineage.checkpoint.tensors[key] for key in touched}
+    files[f"{FOLDER}/{ORIGINALS}"] = lambda file: stream_tensors(file, refs, lineage.original)
+    for name, file in _base_files(lineage, record["files"]).items():
+        files[f"{BASE_FILES}/{name}"] = file
     return files
 
 
-def _safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    return save(dict(tensors))
-
-
-def _bytes_of(delta: Delta) -> bytes:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        return save_delta(delta, Path(folder) / "delta").read_bytes()
+def _card(lineage: Lineage, stack: Sequence[Delta], record: dict[str, Any]) -> str:
+    base = lineage.base_file("README.md")
+    text = base.read_text(encoding="utf-8", errors="replace") if base is not None else ""
+    return model_card(record, [delta.metadata for delta in stack], text)
 
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower())[:40].strip("-") or "edit"
 
 
-__all__ = ["BASE_CONFIG", "Applied", "apply", "read_header", "rebuild", "tensor_bytes"]
+__all__ = ["Applied", "apply", "rebuild"]

@@ -1,8 +1,9 @@
 """Where an edited folder comes from: `surgery.json`, the deltas beside it, and the tensors they replaced.
 
-An edited folder is complete in itself. `deltas/` holds every delta of the stack in order and the
-original bytes of each tensor they touch, so the base can be given back exactly even when nobody kept
-it, and further edits are summed with the earlier ones from the base instead of being rounded twice.
+An edited folder is complete in itself. `deltas/` holds every delta of the stack in order, the original
+bytes of each tensor they touch, and the base's own version of each other file that was replaced. So the
+base can be given back exactly even when nobody kept it, and further edits are summed with the earlier
+ones from the base instead of being rounded twice.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 RECORD = "surgery.json"
 FOLDER = "deltas"
 ORIGINALS = "originals.safetensors"
-BASE_CARD = "README.base.md"
-BASE_CONFIG = "config.base.json"
+BASE_FILES = f"{FOLDER}/base"
 FORMAT = "checkpoint/1"
 
 
@@ -88,6 +88,24 @@ class Lineage:
             with safe_open(str(path), framework="pt") as file:
                 return file.get_tensor(key)
         return self.checkpoint.read(key)
+
+    @property
+    def untied(self) -> bool:
+        """Whether an edit has given a tied output head a tensor of its own."""
+        return any(delta.untie for delta in self.deltas)
+
+    @property
+    def base_tied(self) -> bool:
+        """Whether the base's output head is its input embedding."""
+        return self.untied or self.checkpoint.tied_embeddings
+
+    def base_file(self, name: str) -> Path | None:
+        """The base's own file of that name, where a copy of it lies now; None if the base has none."""
+        kept = self.checkpoint.path / BASE_FILES / name
+        if self.edited and kept.is_file():
+            return kept
+        file = self.checkpoint.path / name
+        return file if name not in self.record.get("files", []) and file.is_file() else None
 
     def original_hash(self, key: str) -> str:
         """sha256 of the bytes of a tensor of the base."""

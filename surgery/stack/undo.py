@@ -52,15 +52,15 @@ def undo(
         )
     if on_top and later == "solve":
         after = _solve_again(lineage, before, after)
-    return rebuild(lineage, [*before, *after], Path(out), overwrite=overwrite, force=later == "keep")
+    return rebuild(
+        lineage, [*before, *after], Path(out), overwrite=overwrite, force=later == "keep"
+    )
 
 
 def find(lineage: Lineage, edit: str) -> int:
     """Index of the edit an id, the beginning of one, or a name stands for."""
     entries = lineage.record["edits"]
-    hits = [
-        i for i, e in enumerate(entries) if e["id"].startswith(edit) or e.get("name") == edit
-    ]
+    hits = [i for i, e in enumerate(entries) if e["id"].startswith(edit) or e.get("name") == edit]
     if len(hits) == 1:
         return hits[0]
     have = ", ".join(f"{e['id'][:12]} ({e['name']})" for e in entries)
@@ -72,14 +72,15 @@ def _solve_again(lineage: Lineage, before: list[Delta], after: list[Delta]) -> l
     from surgery.methods import solve
     from surgery.model import load
     from surgery.spec import EditSpec
-    from surgery.stack.memory import set_base_edits
+    from surgery.stack.memory import set_edits
 
     model = load(lineage.checkpoint.path)
+    off = [delta.id for delta in lineage.deltas[len(before) :]]
     solved: list[Delta] = []
     for delta in after:
         spec = delta.metadata.get("spec")
         if spec is None:
             raise SurgeryError(f"{delta.name} holds no spec: it cannot be solved again")
-        set_base_edits(model, [*before, *solved])
+        set_edits(model, solved, off=off)
         solved.append(solve(EditSpec.model_validate(spec), model))
     return solved

@@ -15,6 +15,7 @@ from torch import nn
 from surgery.model import Model, by_length, pad, tokenize
 from surgery.model.hooks import Stop, argument, hooks
 from surgery.progress import meter
+from surgery.stack.lineage import Lineage
 from surgery.stack.memory import bare
 from surgery.statistics.moments import Moment, MomentFitter
 from surgery.statistics.store import Store, content_key
@@ -42,7 +43,7 @@ def collect(
     tokens: int | None = None,
     use_store: bool = True,
 ) -> Statistics:
-    """Second moments of the down projections' inputs at `layers`, of the model without edits in memory.
+    """Second moments of the down projections' inputs at `layers`, of the base: without any edits.
 
     tokens: how many to run; by default ten times the inner width or all there is, whichever is less.
     The result is kept by content and found again; an interrupted pass is taken up where it stopped.
@@ -55,15 +56,16 @@ def collect(
     passages = shuffled(read_passages(text))
     wanted = tokens or ENOUGH * width
     rows, taken = _rows(model, passages, wanted)
+    base_id = Lineage.of(model.checkpoint).base_id
     record = {
-        "base_id": model.checkpoint.id,
+        "base_id": base_id,
         "text": str(text) if text is not None else "the text that ships with surgery",
         "text_hash": hashlib.sha256("\n\n".join(passages).encode()).hexdigest(),
         "tokens": taken,
         "width": width,
         "enough": taken >= LEAST * width,
     }
-    store = Store(content_key(model.checkpoint.id, rows))
+    store = Store(content_key(base_id, rows))
     found = {n: store.load(n) for n in layers if use_store and store.has(n)}
     missing = [layer for layer in layers if layer not in found]
     if missing:
@@ -96,9 +98,7 @@ def _one_pass(
     store: Store | None,
     record: dict[str, Any],
 ) -> dict[int, Moment]:
-    fitters = {
-        n: MomentFitter(model.mlp_out_weight(n).shape[1], model.device) for n in layers
-    }
+    fitters = {n: MomentFitter(model.mlp_out_weight(n).shape[1], model.device) for n in layers}
     batches = list(by_length([len(row) for row in rows], BATCH_TOKENS))
     done = 0
     if store is not None and (partial := store.load_partial(layers)) is not None:
@@ -109,7 +109,9 @@ def _one_pass(
 
     saved = time.monotonic()
     total = sum(len(row) for row in rows)
-    with meter(f"statistics of {len(layers)} layer{'s' * (len(layers) > 1)}", total, "tok") as progress:
+    with meter(
+        f"statistics of {len(layers)} layer{'s' * (len(layers) > 1)}", total, "tok"
+    ) as progress:
         for number, index in enumerate(batches):
             size = sum(len(rows[i]) for i in index)
             if number >= done:

@@ -62,7 +62,9 @@ class Store:
         name = hashlib.sha256(json.dumps(layers).encode()).hexdigest()[:12]
         return self.folder / f"partial-{name}.safetensors"
 
-    def save_partial(self, layers: list[int], sums: list[torch.Tensor], count: int, batches: int) -> None:
+    def save_partial(
+        self, layers: list[int], sums: list[torch.Tensor], count: int, batches: int
+    ) -> None:
         from safetensors.torch import save
 
         self.folder.mkdir(parents=True, exist_ok=True)

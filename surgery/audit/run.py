@@ -1,0 +1,289 @@
+"""`audit`: base against edited, with controls, a verdict and a report."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgery.audit import facts as fact_metrics
+from surgery.audit.cache import BaseCache
+from surgery.audit.controls import sham as make_sham
+from surgery.audit.environment import environment
+from surgery.audit.figures import layer_ratios, task_figures, text_figures, text_kinds
+from surgery.audit.general import divergence, text_states
+from surgery.audit.head import Head
+from surgery.audit.measure import Measured, Plan, base_again, measure, measure_base, say_base
+from surgery.audit.report import Answer, FactRecord, Report, Verdict
+from surgery.audit.sides import Edited, Sides
+from surgery.audit.suite import Suite
+from surgery.audit.tasks import compare
+from surgery.audit.verdict import check_limits, decide
+from surgery.audit.weights import weight_changes
+from surgery.errors import SurgeryError
+from surgery.model import Model
+from surgery.spec import EditSpec, read_prompts
+from surgery.stack import Lineage
+
+
+def audit(
+    base: str | Path | Model,
+    edited: Edited,
+    spec: EditSpec | str | Path | None = None,
+    suite: str | Path | Suite = "quick",
+    model: Model | None = None,
+    prompts: Sequence[str] | None = None,
+    limits: dict[str, float] | None = None,
+    cache: bool = True,
+    force: bool = False,
+) -> Report:
+    """Measure what an edit did and what else it broke.
+
+    base: a checkpoint folder or a loaded model. edited: an edited folder, a delta or its file, or
+    several deltas in order. spec: where the facts to ask about and the limits come from; default the
+    spec inside the deltas. model: the base, if it is loaded already. prompts: more prompts to answer
+    before and after. limits: override the spec's and the suite's. cache: keep the base's side.
+
+    Raises:
+        SurgeryError: base and edited cannot be compared, no such suite, an unknown limit.
+    """
+    started = time.perf_counter()
+    spec = EditSpec.load(spec) if isinstance(spec, str | Path) else spec
+    suite = suite if isinstance(suite, Suite) else Suite.load(suite)
+    chosen = {**suite.limits, **(spec.checks.limits if spec else {}), **(limits or {})}
+    check_limits(chosen)
+    clock = _Clock()
+    with clock("loading"):
+        sides = Sides.of(base, edited, model, force)
+        plan = Plan.of(suite, sides.model)
+        store = BaseCache(sides.model, cache)
+    run = _Run(sides, plan, store, clock)
+    run.ask_what(spec, prompts or [])
+    report = run.measure(chosen)
+    report.spec = spec.compact() if spec else _spec_of(sides)
+    report.suite, report.suite_id = suite.name, suite.id
+    report.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    report.environment = environment(sides.model)
+    report.seconds = {**clock.seconds, "total": round(time.perf_counter() - started, 2)}
+    return report
+
+
+class _Clock:
+    """Seconds by section."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - begin
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 2)
+
+
+class _Run:
+    def __init__(self, sides: Sides, plan: Plan, store: BaseCache, clock: _Clock) -> None:
+        self.sides, self.plan, self.store, self.clock = sides, plan, store, clock
+
+    # ------------------------------------------------------------------ what to ask
+    def ask_what(self, spec: EditSpec | None, prompts: Sequence[str]) -> None:
+        """Facts of the edit and of earlier ones, prompts to speak after, prompts to answer."""
+        plan, sides, part = self.plan, self.sides, self.plan.suite.edit
+        if spec is not None:
+            facts = fact_metrics.facts_of_spec(spec)
+        else:
+            deltas = sides.deltas
+            if not deltas and sides.edited_side.path and sides.other is not None:
+                deltas = Lineage.of(sides.other.checkpoint).deltas
+            facts = [fact for delta in deltas for fact in fact_metrics.facts_of_delta(delta)]
+        before = [*Lineage.of(sides.model.checkpoint).deltas, *sides.model.edits]
+        earlier = [fact for delta in before for fact in fact_metrics.facts_of_delta(delta)]
+        with self.clock("base"):
+            plan.facts = self._records(facts[: part.facts], part.neighbours)
+            plan.earlier = self._records(earlier[: part.facts], 0)
+        for record in plan.earlier:
+            record.earlier = True
+        plan.speak = _to_speak(plan.facts, part.generations)
+        plan.answers = [("asked", prompt) for prompt in prompts]
+        plan.answers += _contrast(spec, sides)
+        plan.answers += [("general", prompt) for prompt in plan.suite.answers]
+
+    def _records(self, facts: list[Any], neighbours: int) -> list[FactRecord]:
+        return fact_metrics.records(
+            facts,
+            lambda prompts: say_base(self.sides.model, prompts, self.store),
+            neighbours,
+            self.plan.suite.edit.plus,
+        )
+
+    # ------------------------------------------------------------------ measuring
+    def measure(self, limits: dict[str, float]) -> Report:
+        sides, plan, clock = self.sides, self.plan, self.clock
+        with clock("weights"):
+            declared = set(sides.change) - sides.undeclared
+            weights = weight_changes(sides.model.checkpoint, sides.change, declared)
+        with clock("base"):
+            base = measure_base(sides.model, plan, self.store, sides.head())
+        controls: dict[str, Any] = {}
+        if plan.suite.controls.identity:
+            with clock("identity"):
+                controls["identity"] = self._identity(base)
+        with clock("edited"), sides.edited() as model:
+            edited = measure(model, plan, "edited", head=Head.of(model, copy=True))
+        shams = self._shams(controls)
+        sham = shams[0] if shams else None
+
+        for side, scores in (("base", base), ("edited", edited), ("sham", sham)):
+            if scores is not None and scores.facts:
+                fact_metrics.fill(plan.all_facts, side, scores.facts)
+        for record in plan.facts:
+            for question in record.questions:
+                question.said_before = base.said.get(question.prompt)
+                question.said_after = edited.said.get(question.prompt)
+
+        with clock("comparing"):
+            gap = divergence(base.states, base.head, edited.states, edited.head)
+            sham_gaps = [divergence(base.states, base.head, s.states, s.head) for s in shams]
+            tasks = compare(plan.tasks, base.tasks, edited.tasks, sham.tasks if sham else None)
+            figures = fact_metrics.figures(plan.facts)
+            figures += _earlier(plan.earlier)
+            figures += text_figures(plan.texts, base.states, edited.states, gap,
+                                    [s.states for s in shams], sham_gaps)  # fmt: skip
+            figures += task_figures(tasks)
+        for figure in figures:
+            if figure.sham_change and figure.change is not None:
+                figure.multiple = abs(figure.change) / abs(figure.sham_change)
+        report = Report(
+            suite=plan.suite.name,
+            base=sides.base_side,
+            edited=sides.edited_side,
+            verdict=Verdict(decision="accept", reason=""),
+            figures=figures,
+            facts=plan.all_facts,
+            tasks=tasks,
+            texts=text_kinds(plan.texts, base.states, edited.states, gap,
+                             sham.states if sham else None, sham_gaps[0] if sham_gaps else None),
+            layers=layer_ratios(base.states, edited.states, sham.states if sham else None),
+            weights=weights,
+            answers=_answers(plan, base, edited),
+            controls=controls,
+            notes=sides.notes,
+        )  # fmt: skip
+        report.verdict = decide(report, limits)
+        return report
+
+    def _identity(self, base: Measured) -> dict[str, Any]:
+        """The edit that changes nothing: what the same computation gives twice.
+
+        A cache filled under other conditions shows up here, and is then made anew.
+        """
+        plan, model = self.plan, self.sides.model
+        # All of the texts, because the batches must be the same for the bits to be.
+        again = text_states(model, plan.texts, "identity")
+        if base.cached_states and not torch.equal(again.hidden, base.states.hidden):
+            base.states = base_again(model, plan, self.store)
+            again = text_states(model, plan.texts, "identity")
+        gap = divergence(base.states, base.head, again, base.head)
+        return {
+            "kl_mean": float(gap.kl.mean()),
+            "kl_max": float(gap.kl.max()),
+            "top1_agreement": float(gap.agree.double().mean()),
+            "tokens": len(gap.kl),
+        }
+
+    def _shams(self, controls: dict[str, Any]) -> list[Measured]:
+        part, sides, plan = self.plan.suite.controls, self.sides, self.plan
+        if not part.sham or not sides.change:
+            return []
+        try:
+            whole = sides.as_delta()
+        except SurgeryError as error:  # a change that is not finite has no size
+            controls["sham"] = {"note": str(error)}
+            return []
+        found = []
+        for seed in range(part.seed, part.seed + part.sham):
+            control = make_sham(whole, seed)
+            with self.clock("sham"), sides.with_delta(control) as model:
+                found.append(
+                    measure(model, plan, "sham", tasks=part.sham_tasks and not found, speak=False,
+                            head=Head.of(model, copy=sides.base_head is not None))
+                )  # fmt: skip
+        controls["sham"] = {
+            "seeds": list(range(part.seed, part.seed + part.sham)),
+            "tensors": len(whole.tensors),
+            "what": "a random edit of the same tensors with the same rank and Frobenius norm",
+        }
+        return found
+
+
+def _to_speak(facts: Sequence[FactRecord], most: int) -> list[str]:
+    """Prompts that are answered freely: every direct one first, then paraphrases and neighbours in
+    turn over the facts."""
+    order = ("direct", "paraphrase", "neighbour")
+    ranked = [
+        (order.index(question.kind) > 0, place, question.prompt)
+        for record in facts
+        for place, question in enumerate(record.questions)
+        if question.kind in order
+    ]
+    direct = [prompt for later, _, prompt in ranked if not later]
+    near = [q.prompt for r in facts for q in [x for x in r.questions if x.kind == "neighbour"][:3]]
+    other = [q.prompt for r in facts for q in r.questions if q.kind == "paraphrase"]
+    half = max(0, most - len(direct)) // 2
+    chosen = [
+        *direct[:most],
+        *other[: most - len(direct[:most]) - min(half, len(near))],
+        *near[:half],
+    ]
+    return list(dict.fromkeys(chosen))[:most]
+
+
+def _contrast(spec: EditSpec | None, sides: Sides) -> list[tuple[str, str]]:
+    """A few prompts of the contrast sets of a direction edit."""
+    contents = [edit.model_dump() for edit in spec.edits] if spec else []
+    if spec is None:
+        for delta in sides.deltas:
+            contents += (delta.metadata.get("spec") or {}).get("edits", [])
+    found: list[tuple[str, str]] = []
+    for content in contents:
+        for name, most in (("positive", 3), ("negative", 1)):
+            source = content.get(name)
+            if source:
+                with contextlib.suppress(SurgeryError):
+                    found += [(name, prompt) for prompt in read_prompts(source)[:most]]
+    return list(dict.fromkeys(found))[:8]
+
+
+def _earlier(records: Sequence[FactRecord]) -> list[Any]:
+    found = [f for f in fact_metrics.figures(records) if f.name == "success"]
+    for figure in found:
+        figure.name, figure.label, figure.goal = "earlier_edits", "earlier edits still hold", "same"
+    return found
+
+
+def _answers(plan: Plan, base: Measured, edited: Measured) -> list[Answer]:
+    found = [
+        Answer(kind=q.kind, prompt=q.prompt, before=q.said_before, after=q.said_after or "")
+        for record in plan.facts
+        for q in record.questions
+        if q.said_before is not None
+    ]
+    found += [
+        Answer(kind=kind, prompt=p, before=base.answers.get(p, ""), after=edited.answers.get(p, ""))
+        for kind, p in plan.answers
+    ]
+    return found
+
+
+def _spec_of(sides: Sides) -> dict[str, Any] | None:
+    specs = [delta.metadata.get("spec") for delta in sides.deltas]
+    known = [spec for spec in specs if isinstance(spec, dict)]
+    return known[0] if len(known) == 1 else None

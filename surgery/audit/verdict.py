@@ -1,0 +1,276 @@
+"""Accept, warn or reject: figures against limits, and the cause in one line.
+
+Limits come from the suite, the spec (`checks.limits`) and the call, later ones first. One that is set
+by somebody is strict: beyond it means reject. A default has two steps, and what is estimated from few
+items rejects only when its interval says so too; otherwise it warns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from surgery.audit.report import Report, TaskResult, TensorChange, Verdict
+from surgery.errors import SurgeryError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a limit is about. least: the value must reach it, instead of staying below.
+
+    The defaults are set by measurement on SmolLM2-135M: random edits of the size of a ROME edit and
+    good ROME edits stay below `warn`; a model whose answers to unrelated prompts have visibly changed
+    is beyond `reject`.
+    """
+
+    what: str
+    value: Callable[[Report], float | None]
+    warn: float
+    reject: float
+    least: bool = False
+    unit: str = ""
+    certain: Callable[[Report], bool] = lambda report: True
+
+
+def _value(name: str) -> Callable[[Report], float | None]:
+    return lambda report: report.value(name)
+
+
+def _drop(name: str) -> Callable[[Report], float | None]:
+    def drop(report: Report) -> float | None:
+        change = next((f.change for f in report.figures if f.name == name), None)
+        return None if change is None else -change
+
+    return drop
+
+
+def _sure(name: str) -> Callable[[Report], bool]:
+    """Whether the interval of a change leaves out no change at all."""
+
+    def sure(report: Report) -> bool:
+        interval = next((f.interval for f in report.figures if f.name == name), None)
+        return interval is not None and interval[1] < 0
+
+    return sure
+
+
+def _perplexity_rise(report: Report) -> float | None:
+    figure = next((f for f in report.figures if f.name == "perplexity"), None)
+    if figure is None or not figure.base or figure.edited is None:
+        return None
+    return figure.edited / figure.base - 1
+
+
+def _norm_ratio(report: Report) -> float | None:
+    ratio = report.value("hidden_norm")
+    if ratio is None:
+        return None
+    return max(ratio, 1 / ratio) if ratio > 0 else math.inf
+
+
+def _count(name: str) -> Callable[[Report], float | None]:
+    return lambda report: float(sum(not getattr(change, name) for change in report.weights))
+
+
+LIMITS: dict[str, Limit] = {
+    "kl_mean": Limit("mean KL on unrelated text", _value("kl_mean"), 0.03, 0.1, unit=" nats"),
+    "kl_p95": Limit("95th percentile of KL", _value("kl_p95"), 0.2, 0.6, unit=" nats"),
+    "kl_max": Limit("largest KL of a token", _value("kl_max"), 4.0, math.inf, unit=" nats"),
+    "top1_drop": Limit(
+        "share of next tokens that changed", _drop("top1_agreement"), 0.08, 0.2, unit="%"
+    ),
+    "perplexity_rise": Limit("rise of perplexity", _perplexity_rise, 0.03, 0.1, unit="%"),
+    "hidden_norm": Limit("length of hidden states, ratio", _norm_ratio, 1.25, 2.0, unit="x"),
+    "neighborhood_drop": Limit(
+        "neighbouring facts lost", _drop("neighborhood"), 0.08, 0.2, unit="%",
+        certain=_sure("neighborhood"),
+    ),
+    "neighborhood_plus_drop": Limit(
+        "neighbouring facts lost after the edit's statement", _drop("neighborhood_plus"), 0.2,
+        math.inf, unit="%", certain=_sure("neighborhood_plus"),
+    ),
+    "earlier_edits_drop": Limit(
+        "earlier edits that no longer hold", _drop("earlier_edits"), 0.01, 0.1, unit="%"
+    ),
+    "success": Limit(
+        "facts whose new answer is preferred", _value("success"), 0.98, 0.5, least=True, unit="%"
+    ),
+    "paraphrase": Limit(
+        "paraphrases that prefer the new answer", _value("paraphrase"), 0.75, 0.0, least=True,
+        unit="%",
+    ),
+    "task_drop": Limit("largest loss on a task", lambda r: _worst_task(r)[0], 0.05, 0.1, unit="%"),
+    "undeclared_tensors": Limit(
+        "tensors that differ but were not declared", _count("declared"), 0, 0
+    ),
+    "not_finite": Limit("tensors that are not finite", _count("finite"), 0, 0),
+}  # fmt: skip
+
+
+def check_limits(limits: Mapping[str, float]) -> None:
+    """Raises SurgeryError for a limit nobody knows: it would silently not be enforced."""
+    for name in limits:
+        if name not in LIMITS:
+            raise SurgeryError(f"unknown limit {name!r} (known: {', '.join(sorted(LIMITS))})")
+
+
+def decide(report: Report, limits: Mapping[str, float] | None = None) -> Verdict:
+    """The verdict on a report. Findings are ordered: what broke the model most plainly comes first."""
+    limits = dict(limits or {})
+    check_limits(limits)
+    findings: list[dict[str, object]] = [*_broken(report), *_relations(report)]
+    for name, limit in LIMITS.items():
+        value = limit.value(report)
+        if value is None:
+            continue
+        level, bound = _level(report, name, limit, value, limits)
+        if level:
+            findings.append(
+                {"level": level, "name": name, "value": value, "limit": bound,
+                 "text": _sentence(report, name, limit, value, bound)}
+            )  # fmt: skip
+    findings.sort(key=lambda finding: finding["level"] != "reject")
+    decision = str(findings[0]["level"]) if findings else "accept"
+    used = {name: limits.get(name, limit.reject) for name, limit in LIMITS.items()}
+    used = {name: value for name, value in used.items() if math.isfinite(value)}
+    return Verdict(
+        decision=decision,  # type: ignore[arg-type]
+        reason=_reason(report, decision, findings),
+        findings=findings,
+        limits=used,
+    )
+
+
+def _level(
+    report: Report, name: str, limit: Limit, value: float, limits: Mapping[str, float]
+) -> tuple[str, float]:
+    def beyond(bound: float) -> bool:
+        # Written so that NaN is beyond every limit.
+        return not (value >= bound) if limit.least else not (value <= bound)
+
+    if name in limits:
+        return ("reject" if beyond(limits[name]) else ""), limits[name]
+    if name == "task_drop":
+        return _task_level(report), limit.reject
+    if beyond(limit.reject):
+        return ("reject" if limit.certain(report) else "warn"), limit.reject
+    return ("warn" if beyond(limit.warn) else ""), limit.warn
+
+
+# ---------------------------------------------------------------------- single findings
+def _worst_task(report: Report) -> tuple[float | None, TaskResult | None]:
+    ranked = [task for task in report.tasks if task.measurable]
+    if not ranked:
+        return None, None
+    worst = min(ranked, key=lambda task: (task.p_holm > 0.05 or task.change >= 0, task.change))
+    return -worst.change, worst
+
+
+def _task_level(report: Report) -> str:
+    """A default limit on tasks goes by significance: reject after Holm, warn before."""
+    losing = [t for t in report.tasks if t.measurable and t.lost > t.gained]
+    limit = LIMITS["task_drop"]
+    if any(t.p_holm < 0.05 and -t.change > limit.reject for t in losing):
+        return "reject"
+    return "warn" if any(t.p < 0.05 and -t.change > limit.warn for t in losing) else ""
+
+
+def _relations(report: Report) -> list[dict[str, object]]:
+    """Groups of known facts (one relation) that are wiped out while the rest is mostly kept."""
+    found: list[dict[str, object]] = []
+    for task in report.tasks:
+        if task.kind != "facts" or not task.measurable:
+            continue
+        for name, group in task.groups.items():
+            known = round(group["base"] * group["n"])
+            lost, rest = int(group["lost"]), task.lost - int(group["lost"])
+            others = round(task.base * task.n) - known
+            if known >= 4 and lost >= 0.6 * known and rest * known < 0.5 * lost * max(others, 1):
+                found.append(
+                    {"level": "reject", "name": "relation", "value": lost, "limit": 0.6 * known,
+                     "text": f"facts of one relation are overwritten: {lost} of the {known} about "
+                             f"{name.replace('_', ' ')} that the base knew are lost, "
+                             f"{rest} of {others} others"}
+                )  # fmt: skip
+        if found:
+            break
+    return found
+
+
+def _broken(report: Report) -> list[dict[str, object]]:
+    """Output that is not finite: nothing else needs a limit then."""
+    figure = next((f for f in report.figures if f.name == "kl_mean"), None)
+    if figure is not None and (figure.edited is None or not math.isfinite(figure.edited)):
+        return [
+            {"level": "reject", "name": "not_finite_output", "value": None, "limit": None,
+             "text": f"the edited model's logits are not finite{_cause(report)}"}
+        ]  # fmt: skip
+    return []
+
+
+def _sentence(report: Report, name: str, limit: Limit, value: float, bound: float) -> str:
+    if name == "task_drop":
+        task = _worst_task(report)[1]
+        assert task is not None
+        return (
+            f"{task.label}: {_number(task.base, '%')} right before, {_number(task.edited, '%')} now "
+            f"({task.lost} lost, {task.gained} gained, p = {task.p_holm:.2g})"
+        )
+    word = "at least" if limit.least else "limit"
+    return f"{limit.what}: {_number(value, limit.unit)} ({word} {_number(bound, limit.unit)})"
+
+
+def _number(value: float, unit: str) -> str:
+    if not math.isfinite(value):
+        return "not finite"
+    if unit == "%":
+        return f"{100 * value:.3g} %" if abs(value) < 10 else f"{100 * value:.0f} %"
+    return f"{value:.3g}{unit}"
+
+
+def _reason(report: Report, decision: str, findings: list[dict[str, object]]) -> str:
+    if not findings:
+        control = next((f for f in report.figures if f.name == "kl_mean"), None)
+        times = ""
+        if control is not None and control.multiple is not None:
+            times = f", {control.multiple:.2g} times what a random edit of this size does"
+        kl = control.edited if control is not None else None
+        return f"nothing beyond its limit (KL {kl or 0:.2g} nats a token{times})"
+    first = findings[0]
+    more = len(findings) - 1
+    rest = f"; {more} more finding{'s' * (more > 1)}" if more else ""
+    cause = "" if first["name"] in ("relation", "success", "paraphrase") else _cause(report)
+    text = str(first["text"])
+    return f"{text}{cause if cause not in text else ''}{rest}"
+
+
+def _cause(report: Report) -> str:
+    """What in the weights explains damage: tensors scaled or zeroed as a whole, else the one that
+    changed most."""
+    scaled = [change for change in report.weights if change.scale is not None]
+    changed = [change for change in report.weights if change.norm]
+    bad = [change for change in report.weights if not change.finite]
+    if bad:
+        return f": {bad[0].key} is not finite"
+    if scaled:
+        factor = scaled[0].scale or 0.0
+        same = [c for c in scaled if abs((c.scale or 0.0) - factor) < 0.05]
+        done = "zeroed" if abs(factor) < 0.02 else f"multiplied by {factor:.2f}"
+        return f": {_names(same)} {'was' if len(same) == 1 else 'were'} {done}"
+    if changed and (changed[0].norm or 0) > 0.05:
+        return f": {changed[0].key} changed by {100 * (changed[0].norm or 0):.0f} % of its length"
+    return ""
+
+
+def _names(changes: list[TensorChange]) -> str:
+    if len(changes) == 1:
+        return changes[0].key
+    keys = [change.key.split(".") for change in changes]
+    shared = []
+    for parts in zip(*keys, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    where = ".".join(shared) or "the model"
+    return f"{len(changes)} tensors of {where}"

@@ -1,0 +1,70 @@
+"""Checks of what the command line names, made before any long work begins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from surgery.spec import EditSpec
+
+
+def base_of(given: str | None, spec: EditSpec, name: str) -> Path:
+    """The checkpoint to work on: `--base`, else the spec's own.
+
+    Raises:
+        SurgeryError: neither is given.
+    """
+    base = given or spec.base
+    if base is None:
+        raise SurgeryError(f"{name} names no base: say which checkpoint with --base DIR")
+    return Path(base)
+
+
+def check_new_file(out: str | Path) -> None:
+    """Raises SurgeryError if a file cannot be written there; an existing file may be replaced."""
+    path = Path(out)
+    if path.is_dir():
+        raise SurgeryError(f"{path} is a folder, a file was to be written there")
+    _check_parent(path)
+
+
+def check_new_folder(out: str | Path, overwrite: bool) -> None:
+    """Raises SurgeryError if a folder cannot be made there."""
+    path = Path(out)
+    if os.path.lexists(path) and not overwrite:
+        raise SurgeryError(f"{path} already exists: choose another name, or say --overwrite")
+    _check_parent(path)
+
+
+def layers_of(text: str | None) -> list[int] | None:
+    """Layers as people write them: "3", "0,4,8-11". None stays None.
+
+    Raises:
+        SurgeryError: anything else.
+    """
+    if text is None:
+        return None
+    layers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            layers += range(int(first), int(last if dash else first) + 1)
+    except ValueError:
+        raise SurgeryError(f"layers {text!r}: expected numbers such as 0,4,8-11") from None
+    if not layers:
+        raise SurgeryError(f"layers {text!r}: the range is empty")
+    return sorted(set(layers))
+
+
+def _check_parent(path: Path) -> None:
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise SurgeryError(f"{path} cannot be written: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise SurgeryError(f"{path} cannot be written: no permission for {parent}")

@@ -1,0 +1,59 @@
+"""EMMET: a batch of facts at one layer, each met exactly (arXiv 2403.14236).
+
+    dW = R (K^T C^-1 K + ridge I)^-1 K^T C^-1
+
+is ROME for many facts at once: the smallest change, measured by ordinary text, with W' k_i = v_i for
+all of them. The ridge softens the equalities where keys nearly coincide; without it and with one fact
+this is ROME.
+"""
+
+from __future__ import annotations
+
+from surgery.facts.capture import capture, context_mean
+from surgery.facts.least_squares import in_metric, solve
+from surgery.facts.requests import prepare
+from surgery.facts.target import solve_targets
+from surgery.methods.rome import choose_layer, fact_report, target_settings
+from surgery.methods.solved import Solved, stored_factors, weight_key
+from surgery.model import Model
+from surgery.spec import EmmetEdit
+from surgery.statistics import collect
+
+RIDGE = 1e-3
+
+
+def solve_emmet(part: EmmetEdit, model: Model, seed: int) -> Solved:
+    """Solve an emmet part. Raises SurgeryError for a layer the model lacks or unusable facts."""
+    layer = choose_layer(part.layer, model)
+    requests = prepare(part, model, seed)
+    settings = target_settings(part, layer)
+    statistics = collect(model, [layer], part.statistics, part.statistics_tokens)
+    found = solve_targets(
+        model,
+        [item.rewriting for item in requests.items],
+        [item.essence for item in requests.items],
+        settings,
+    )
+    rows = [row for item in requests.items for row in item.rewriting]
+    keys = context_mean(capture(model, rows, keys=[layer]).keys[layer], requests.contexts).T
+    whitened = in_metric(statistics.moments[layer].mean.to(model.device), keys, RIDGE)
+    energy = (keys.double() * whitened).sum(0)
+    B, A = solve(keys, whitened, found.change.T, part.ridge * float(energy.mean()))
+    filled = part.model_copy(
+        update={
+            "facts": requests.facts,
+            "layer": layer,
+            "prefixes": list(requests.prefixes),
+            "learning_rate": settings.learning_rate,
+            "clamp": settings.clamp,
+            "weight_decay": settings.weight_decay,
+        }
+    )
+    reports = [
+        fact_report(item.fact, found, i, float(energy[i])) for i, item in enumerate(requests.items)
+    ]
+    return Solved(
+        {weight_key(model, layer): stored_factors(model, B, A)},
+        filled,
+        {"facts": reports, "statistics": statistics.record, "warnings": requests.warnings},
+    )

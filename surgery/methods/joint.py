@@ -1,0 +1,144 @@
+"""Many facts over several layers: what MEMIT and AlphaEdit share (arXiv 2210.07229, algorithm 1).
+
+The targets are vectors z of the residual stream after the last edited layer. Going up through the
+layers, each down projection is asked to write its share of what is still missing,
+
+    R_l = (z - h) / (number of layers left),   h re-read after the layers below were changed,
+
+so a layer that could not do its share leaves it to the next. How a layer is changed so that its keys
+give R_l is the method's own `Metric`: one least-squares solver, two ways of saying what is small.
+
+Behind a post-norm (Gemma-2 and 3) the down projection's output m reaches the stream as N(m), which has
+a fixed length. What is wanted of it is then the m' whose N(m') comes nearest to N(m) + R_l, and since
+that is not all of R_l, the layers are gone through again with what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from surgery.delta import Change, combine
+from surgery.facts.capture import capture, context_mean
+from surgery.facts.earlier import earlier_keys
+from surgery.facts.least_squares import compress, solve
+from surgery.facts.requests import Request
+from surgery.facts.rows import Row
+from surgery.methods.solved import as_delta, stored_factors, weight_key
+from surgery.model import Model
+from surgery.progress import meter
+from surgery.stack.memory import applied
+
+# Times the layers of a post-norm model are gone through.
+POST_NORM_SWEEPS = 3
+
+
+@dataclass(frozen=True)
+class Metric:
+    """M^-1 applied to keys (d_ff, n), and the softness of the least squares (see least_squares)."""
+
+    whiten: Callable[[torch.Tensor], torch.Tensor]
+    softness: float
+
+
+@dataclass
+class Joint:
+    """Result: changes by tensor and, for each layer, what the solve saw."""
+
+    tensors: dict[str, Change]
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    achieved: list[float] = field(default_factory=list)
+
+
+def solve_joint(
+    model: Model,
+    requests: Sequence[Request],
+    wanted: torch.Tensor,
+    layers: Sequence[int],
+    metric: Callable[[int], Metric],
+    accumulate: bool,
+) -> Joint:
+    """Spread residuals over layers. wanted: z, (facts, d_model), of the stream after the last layer."""
+    contexts = len(requests[0].rewriting)
+    rows = [row for request in requests for row in request.rewriting]
+    bare = [request.rewriting[0] for request in requests]
+    last = layers[-1]
+    sweeps = POST_NORM_SWEEPS if model.mlp_post_norm(last) is not None else 1
+    with applied(model, []):
+        start = capture(model, bare, stream=[last]).stream[last]
+    total = (wanted - start).double()
+
+    result = Joint({})
+    with meter("solving layers", sweeps * len(layers), unit="layer") as progress:
+        for _ in range(sweeps):
+            for place, layer in enumerate(layers):
+                with applied(model, as_delta(model, result.tensors)):
+                    factors, report = _one_layer(
+                        model,
+                        rows,
+                        bare,
+                        contexts,
+                        wanted,
+                        layer,
+                        last,
+                        len(layers) - place,
+                        metric(layer),
+                        accumulate,
+                    )
+                result.tensors = combine([result.tensors, {weight_key(model, layer): factors}])
+                result.layers.append(report)
+                progress.advance()
+    with applied(model, as_delta(model, result.tensors)):
+        reached = capture(model, bare, stream=[last]).stream[last]
+    moved = (reached - start).double()
+    # Share of the way to z that the stream really went, measured along the way to it.
+    result.achieved = ((moved * total).sum(-1) / (total * total).sum(-1).clamp_min(1e-30)).tolist()
+    return result
+
+
+def _one_layer(
+    model: Model,
+    rows: Sequence[Row],
+    bare: Sequence[Row],
+    contexts: int,
+    wanted: torch.Tensor,
+    layer: int,
+    last: int,
+    left: int,
+    metric: Metric,
+    accumulate: bool,
+) -> tuple[Change, dict[str, Any]]:
+    keys = context_mean(capture(model, rows, keys=[layer]).keys[layer], contexts).T  # (d_ff, n)
+    now = capture(model, bare, values=[layer], stream=[last])
+    share = (wanted - now.stream[last]) / left
+    residual = _before_norm(model, layer, now.values[layer], share).T  # (d_model, n)
+
+    previous = earlier_keys(model, layer) if accumulate else None
+    everything = keys if previous is None else torch.cat([previous, keys], dim=1)
+    B, A = solve(everything, metric.whiten(everything), residual, metric.softness)
+    if previous is not None:
+        B, A = compress(B, A)
+    return stored_factors(model, B, A), {
+        "layer": layer,
+        "residual": float(residual.norm(dim=0).mean()),
+        "softness": metric.softness,
+        "earlier_keys": 0 if previous is None else previous.shape[1],
+    }
+
+
+def _before_norm(
+    model: Model, layer: int, value: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
+    """What to add to the down projection's output so that the stream gains `share`, (facts, d)."""
+    norm: Any = model.mlp_post_norm(layer)
+    if norm is None:
+        return share
+    value, share = value.double(), share.double()
+    gain = norm.weight.detach().double() + model.architecture.norm_offset
+    rms = value.pow(2).mean(-1, keepdim=True).sqrt()
+    # N(m) = gain * m / rms(m), so N(m) + R = gain * t; the nearest m' of the old length lies along t.
+    t = value / rms + share / gain.where(gain.abs() > 1e-6, torch.ones_like(gain))
+    return (t / t.pow(2).mean(-1, keepdim=True).sqrt() * rms - value).float()

@@ -1,0 +1,118 @@
+"""What MEMIT and AlphaEdit do before they differ: layers, rows, targets, statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from surgery.facts.requests import Requests, prepare
+from surgery.facts.target import Targets, TargetSettings, solve_targets
+from surgery.methods.joint import Joint
+from surgery.model import Model
+from surgery.spec import SpreadPart
+from surgery.statistics import Statistics, collect
+
+# The middle of the edited layers, as a share of the depth, and how many there are.
+DEPTH, COUNT = 0.2, 3
+# Longest change of the stream, in lengths of what was there.
+CLAMP = 0.75
+
+P = TypeVar("P", bound=SpreadPart)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A part made ready: `wanted` (facts, d_model) is the stream asked for after the last layer."""
+
+    layers: list[int]
+    requests: Requests
+    settings: TargetSettings
+    targets: Targets
+    statistics: Statistics
+    device: torch.device
+
+    @property
+    def wanted(self) -> torch.Tensor:
+        return self.targets.start + self.targets.change
+
+    def second_moment(self, layer: int) -> torch.Tensor:
+        return self.statistics.moments[layer].mean.to(self.device)
+
+
+def default_layers(model: Model) -> list[int]:
+    """A few neighbouring layers about a fifth of the way up."""
+    middle = round(DEPTH * (model.n_layers - 1))
+    first = max(0, middle - COUNT // 2)
+    return list(range(first, min(model.n_layers, first + COUNT)))
+
+
+def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
+    layers = sorted(set(part.layers if part.layers is not None else default_layers(model)))
+    for layer in layers:
+        model.check_layer(layer)
+    requests = prepare(part, model, seed)
+    statistics = collect(model, layers, part.statistics, part.statistics_tokens)
+    settings = TargetSettings(
+        layer=layers[-1],
+        site="stream",
+        steps=part.steps,
+        learning_rate=part.learning_rate or TargetSettings.learning_rate,
+        clamp=part.clamp or CLAMP,
+        kl_factor=part.kl_factor,
+        weight_decay=(
+            part.weight_decay if part.weight_decay is not None else TargetSettings.weight_decay
+        ),
+        stop_loss=part.stop_loss,
+    )
+    targets = solve_targets(
+        model,
+        [request.rewriting for request in requests.items],
+        [request.essence for request in requests.items],
+        settings,
+    )
+    return Spread(layers, requests, settings, targets, statistics, model.device)
+
+
+def filled(part: P, spread: Spread) -> P:
+    """The part with every choice written into it."""
+    return part.model_copy(
+        update={
+            "facts": spread.requests.facts,
+            "layers": spread.layers,
+            "prefixes": list(spread.requests.prefixes),
+            "learning_rate": spread.settings.learning_rate,
+            "clamp": spread.settings.clamp,
+            "weight_decay": spread.settings.weight_decay,
+        }
+    )
+
+
+def diagnostics(spread: Spread, joint: Joint) -> dict[str, Any]:
+    targets = spread.targets
+    length = targets.start.norm(dim=-1)
+    facts = [
+        {
+            "subject": item.fact.subject,
+            "target": item.fact.target,
+            "probability": float(targets.probability[i]),
+            "loss": float(targets.loss[i]),
+            "steps": int(targets.steps[i]),
+            "change": float(targets.change[i].norm() / length[i]),
+            "achieved": joint.achieved[i],
+        }
+        for i, item in enumerate(spread.requests.items)
+    ]
+    warnings = list(spread.requests.warnings)
+    hard = [f for f in facts if f["probability"] < 0.5]
+    if hard:
+        names = ", ".join(f"{f['subject']} → {f['target']}" for f in hard[:3])
+        more = f" and {len(hard) - 3} more" if len(hard) > 3 else ""
+        warnings.append(f"no target found that makes the model say it: {names}{more}")
+    return {
+        "facts": facts,
+        "layers": joint.layers,
+        "statistics": spread.statistics.record,
+        "warnings": warnings,
+    }

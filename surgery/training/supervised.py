@@ -1,0 +1,121 @@
+"""Supervised fine-tuning of a LoRA: cross-entropy on the answers' tokens, and on nothing else."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgery.errors import SurgeryError
+from surgery.model import Model, chat, continuation_ids, pad
+from surgery.model.hooks import argument, hooks
+from surgery.progress import meter
+from surgery.training.lora import LoRA
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and of its answer, the token that ends the turn included."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def examples(
+    model: Model, pairs: Sequence[tuple[str, str]], finished: Sequence[bool] | None = None
+) -> list[Example]:
+    """Prompts and answers in the chat template.
+
+    finished: whether each answer is whole; one that was cut off gets no end-of-turn token, or the
+    model would learn to stop in the middle.
+    """
+    end = model.tokenizer.eos_token_id
+    made = []
+    for number, (prompt, answer) in enumerate(pairs):
+        head, tail = continuation_ids(model, chat(model, prompt), answer)
+        whole = finished is None or finished[number]
+        made.append(Example(tuple(head), tuple(tail) + ((end,) if whole and end is not None else ())))
+    return made
+
+
+def answer_logits(model: Model, batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (answer tokens of all rows, vocabulary) that predict each answer token, and the tokens.
+
+    Only these positions reach the output head: over a whole sequence the logits would cost more than
+    the rest of the model.
+    """
+    rows = pad([[*e.prompt, *e.answer] for e in batch], model)
+    where = torch.zeros_like(rows.mask, dtype=torch.bool)
+    for line, example in enumerate(batch):
+        begin = len(example.prompt) - 1
+        where[line, begin : begin + len(example.answer)] = True
+
+    def select(_m: nn.Module, args: Any, kwargs: Any) -> Any:
+        return (argument(args, kwargs)[where][None],), {}
+
+    with hooks() as attach:
+        attach.pre(model.head, select)
+        logits = model.hf(**rows.inputs(), use_cache=False).logits[0]
+    targets = torch.tensor([t for e in batch for t in e.answer], device=logits.device)
+    return logits, targets
+
+
+def train(
+    model: Model,
+    lora: LoRA,
+    data: Sequence[Example],
+    *,
+    epochs: float = 2,
+    learning_rate: float = 5e-4,
+    batch: int = 8,
+    warmup: int = 10,
+    seed: int = 0,
+) -> list[float]:
+    """Train the adapter; the model's own weights stay frozen. Returns the loss of every step.
+
+    AdamW, gradient norm clipped to 1, learning rate warmed up and then lowered along a cosine to 0.
+
+    Raises:
+        SurgeryError: nothing to train on, or the loss stops being a number.
+    """
+    if not data:
+        raise SurgeryError("no examples to train on")
+    order = random.Random(seed)
+    per_epoch = math.ceil(len(data) / batch)
+    total = max(1, round(epochs * per_epoch))
+    optimizer = torch.optim.AdamW(lora.parameters(), lr=learning_rate, weight_decay=0.0)
+    losses: list[float] = []
+    queue: list[Sequence[Example]] = []
+    with lora.on(model), meter("training", total) as progress, torch.enable_grad():
+        for step in range(total):
+            if not queue:
+                shuffled = order.sample(list(data), len(data))
+                queue = [shuffled[i : i + batch] for i in range(0, len(shuffled), batch)]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * _schedule(step, total, warmup)
+            logits, targets = answer_logits(model, queue.pop())
+            loss = nn.functional.cross_entropy(logits.float(), targets)
+            if not torch.isfinite(loss):
+                raise SurgeryError(
+                    f"the loss is {float(loss)} at step {step}: lower the learning rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(lora.parameters(), 1.0)
+            optimizer.step()
+            losses.append(float(loss.detach()))
+            progress.note(f"loss {losses[-1]:.3f}")
+            progress.advance()
+    return losses
+
+
+def _schedule(step: int, total: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,88 @@
+"""The target solver without any of its short cuts: the reference it is tested and timed against.
+
+Every step runs the whole model over the whole texts of one fact, with plain transformers, one hook and
+torch's own Adam: no cache, no layers left out, logits everywhere, one fact after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from surgery.facts.rows import Row
+from surgery.facts.target import Targets, TargetSettings
+from surgery.model import Model, pad
+
+
+def plain_targets(
+    model: Model,
+    rewriting: Sequence[Sequence[Row]],
+    essence: Sequence[Row],
+    settings: TargetSettings,
+    side: str = "left",
+) -> Targets:
+    """What `surgery.facts.target.solve_targets` gives, computed the long way."""
+    found = [
+        _one_fact(model, [*rows, last], settings, side)
+        for rows, last in zip(rewriting, essence, strict=True)
+    ]
+    return Targets(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+
+def _one_fact(
+    model: Model, rows: list[Row], settings: TargetSettings, side: str
+) -> tuple[torch.Tensor, ...]:
+    batch = pad([row.ids for row in rows], model, side)
+    starts = [batch.ids.shape[1] - len(row.ids) if side == "left" else 0 for row in rows]
+    lines = torch.arange(len(rows))
+    subjects = torch.tensor([s + row.subject for s, row in zip(starts, rows, strict=True)])
+    seen: list[torch.Tensor] = []
+
+    def run(change: torch.Tensor) -> torch.Tensor:
+        """log p (rows, tokens, vocabulary) with `change` added at every row's subject."""
+
+        def add(_module, _args, output):
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            seen.append(hidden[lines, subjects].detach())
+            moved = hidden.index_put((lines, subjects), change, accumulate=True)
+            return moved if isinstance(output, torch.Tensor) else (moved, *output[1:])
+
+        stream, layer = settings.site == "stream", settings.layer
+        handle = (model.layer(layer) if stream else model.mlp_out(layer)).register_forward_hook(add)
+        try:
+            return model.hf(**batch.inputs(), use_cache=False).logits.float().log_softmax(-1)
+        finally:
+            handle.remove()
+
+    def parts(log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean NLL of the answer over the contexts, and what follows the essence row's subject."""
+        nll = []
+        for line, row in enumerate(rows[:-1]):
+            at = starts[line] + torch.arange(row.answer, len(row.ids))
+            nll.append(-log_p[line, at - 1, batch.ids[line, at]].mean())
+        return torch.stack(nll).mean(), log_p[-1, subjects[-1]]
+
+    change = torch.zeros(model.hidden_size, requires_grad=True)
+    with torch.no_grad():
+        _, before = parts(run(change))
+    start = seen[0][0]
+    rate = settings.learning_rate * float(start.norm()) / model.hidden_size**0.5
+    adam = torch.optim.Adam([change], lr=rate)
+    step = 0
+    while True:
+        step += 1
+        nll, after = parts(run(change))
+        kl = (before.exp() * (before - after)).sum()
+        # The derivative of |d| at zero is taken to be zero.
+        decay = settings.weight_decay * change.norm() / start.norm() ** 2
+        loss = nll + settings.kl_factor * kl + decay
+        if loss.item() < settings.stop_loss or step == settings.steps:
+            values = (change, start, loss, nll, kl, torch.tensor(step))
+            return tuple(value.detach().clone() for value in values)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            longest = settings.clamp * start.norm()
+            change.mul_((longest / change.norm()).clamp(max=1))

@@ -14,7 +14,10 @@ from surgery.facts.target import TargetSettings, solve_targets
 from surgery.spec import Fact
 
 # Prefixes of different lengths, the longest beyond the sliding window of the tiny models (16 tokens).
-PREFIXES = ["yes. ", "the old sun and the red moon were always good for one small blue star in the sky. "]
+PREFIXES = [
+    "yes. ",
+    "the old sun and the red moon were always good for one small blue star in the sky. ",
+]
 FACTS = [
     Fact(prompt="the capital city of {} is", subject="France", target="Rome"),
     # The subject is the first token, several tokens long; the answer is several tokens long, too.
@@ -47,7 +50,7 @@ def test_fast_equals_plain(tiny_model, family, site):
     agree(fast, plain)
     # It has worked, and each term of the loss has counted.
     untouched = plain_targets(model, *rows(model), replace(settings, steps=1))
-    assert (fast.nll < untouched.nll - 0.1).all() and (fast.kl > 1e-4).all()
+    assert (fast.nll < untouched.nll - 0.03).all() and (fast.kl > 1e-4).all()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
@@ -76,13 +79,15 @@ def test_no_prefixes_no_past(tiny_model):
 def test_facts_leave_when_done_and_a_batch_equals_one_by_one(tiny_model, family):
     model = tiny_model(family)
     rewriting, essence = rows(model)
-    settings = TargetSettings(layer=1, steps=12, stop_loss=5.0, learning_rate=2.0)
+    settings = TargetSettings(layer=1, steps=12, stop_loss=6.0, learning_rate=2.0)
     together = solve_targets(model, rewriting, essence, settings)
     assert len(set(together.steps.tolist())) > 1, "the facts are to converge at different times"
-    assert (together.loss < 5.0).any() and (together.steps < 12).any()
+    assert (together.loss < 6.0).any() and (together.steps < 12).any()
     agree(together, plain_targets(model, rewriting, essence, settings), tolerance=2e-2)
     # Three batches of one give the facts back in the order they came in.
-    agree(together, solve_targets(model, rewriting, essence, settings, batch_rows=1), tolerance=2e-2)
+    agree(
+        together, solve_targets(model, rewriting, essence, settings, batch_rows=1), tolerance=2e-2
+    )
 
 
 def test_the_clamp_holds(tiny_model):

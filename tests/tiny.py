@@ -106,3 +106,25 @@ def tiny_checkpoint(
     model.to(dtype).save_pretrained(path, max_shard_size=shard_size)
     tokenizer.save_pretrained(path)
     return path
+
+
+def random_delta(
+    checkpoint: Any, keys: list[str], seed: int = 0, size: float = 0.02, **fields: Any
+) -> Any:
+    """A delta of rank two on each of the given tensors of a checkpoint, dense on vectors."""
+    from surgery.delta import Change, Delta, Dense, LowRank
+    from surgery.stack import Lineage
+
+    g = torch.Generator().manual_seed(seed)
+    lineage = Lineage.of(checkpoint)
+    tensors: dict[str, Change] = {}
+    for key in keys:
+        shape = checkpoint.tensors[key].shape
+        if len(shape) == 1:
+            tensors[key] = Dense(torch.randn(shape, generator=g) * size)
+        else:
+            B = torch.randn(shape[0], 2, generator=g) * size
+            tensors[key] = LowRank(A=torch.randn(2, shape[1], generator=g), B=B)
+    hashes = {key: lineage.original_hash(key) for key in tensors}
+    fields = {"base_id": lineage.base_id, "base_hashes": hashes, **fields}
+    return Delta(tensors, **{"metadata": {"spec": {"name": f"random {seed}"}}, **fields})

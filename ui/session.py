@@ -208,6 +208,11 @@ class Bench:
         self._jobs[owner] = job
         return job
 
+    @property
+    def working(self) -> bool:
+        """Whether a job is running or waiting to."""
+        return any(not job.ended for job in self._jobs.values())
+
     def cancel(self, owner: str = "") -> bool:
         """Stop the owner's job; whether there was one that had not been stopped yet."""
         job = self._jobs.get(owner)

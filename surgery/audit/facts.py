@@ -111,14 +111,14 @@ def records(
             old = None  # nothing to prefer the new answer to
         paraphrases = [fact.filled(prompt) for prompt in fact.paraphrase_prompts]
         near = list(fact.neighborhood_prompts)[:neighbours]
-        answers: list[str | None] = list(fact.neighborhood_targets)[:neighbours] or [None] * len(
-            near
-        )
+        answers: list[str | None] = list[str | None](fact.neighborhood_targets)[:neighbours]
+        if not answers:
+            answers = [None] * len(near)
         if not paraphrases or not near:
             more, prompts, theirs = companions(fact, neighbours)
             paraphrases = paraphrases or [fact.filled(prompt) for prompt in more]
             if not near:
-                near, answers = prompts, list(theirs)
+                near, answers = prompts, list[str | None](theirs)
         open_neighbours += [p for p, a in zip(near, answers, strict=True) if a is None]
         new = fact.target.strip()
         statement = fact.text + joined(fact.text, new) + ". "
@@ -240,44 +240,36 @@ def figures(found: Sequence[FactRecord]) -> list[Figure]:
     direct, paraphrase = by_kind["direct"], by_kind["paraphrase"]
     near, plus = by_kind["neighbour"], by_kind["neighbour_plus"]
 
-    def put(
-        name: str, label: str, asked: list[Question], goal: Any, value: Callable[..., Any]
-    ) -> None:
+    for name, label, asked, goal, value in (
+        ("new_probability", "new answer, probability", direct, "higher", _new),
+        ("old_probability", "old answer, probability", direct, "lower", _old),
+        ("success", "new answer preferred", direct, "higher", right),
+        ("success_greedy", "new answer greedy", direct, "higher", _greedy),
+        ("success_said", "new answer said", direct, "higher", _said),
+        ("paraphrase", "paraphrases: new preferred", paraphrase, "higher", right),
+        ("paraphrase_greedy", "paraphrases: new greedy", paraphrase, "higher", _greedy),
+        ("paraphrase_said", "paraphrases: new said", paraphrase, "higher", _said),
+        ("neighborhood", "neighbours: own preferred", near, "same", right),
+        ("neighborhood_greedy", "neighbours: own greedy", near, "same", _greedy),
+        ("neighborhood_said", "neighbours: own said", near, "same", _said),
+        ("neighborhood_plus", "neighbours after the edit's statement", plus, "same", right),
+    ):
         sides = {side: [value(q, side) for q in asked] for side in ("base", "edited", "sham")}
         if any(v is not None for v in sides["edited"]):
             made.append(_figure(name, label, goal, sides))
-
-    put(
-        "new_probability",
-        "new answer, probability",
-        direct,
-        "higher",
-        lambda q, s: _get(q, s, "new"),
-    )
-    put(
-        "old_probability",
-        "old answer, probability",
-        direct,
-        "lower",
-        lambda q, s: _get(q, s, "old"),
-    )
-    put("success", "new answer preferred", direct, "higher", right)
-    put("success_greedy", "new answer greedy", direct, "higher", lambda q, s: _get(q, s, "greedy"))
-    put("success_said", "new answer said", direct, "higher", _said)
-    put("paraphrase", "paraphrases: new preferred", paraphrase, "higher", right)
-    put("paraphrase_greedy", "paraphrases: new greedy", paraphrase, "higher",
-        lambda q, s: _get(q, s, "greedy"))  # fmt: skip
-    put("paraphrase_said", "paraphrases: new said", paraphrase, "higher", _said)
-    put("neighborhood", "neighbours: own preferred", near, "same", right)
-    put("neighborhood_greedy", "neighbours: own greedy", near, "same",
-        lambda q, s: _get(q, s, "greedy"))  # fmt: skip
-    put("neighborhood_said", "neighbours: own said", near, "same", _said)
-    put("neighborhood_plus", "neighbours after the edit's statement", plus, "same", right)
     return made
 
 
-def _get(question: Question, side: str, what: str) -> Any:
-    return getattr(question, f"{side}_{what}")
+def _new(question: Question, side: str) -> float | None:
+    return getattr(question, f"{side}_new")
+
+
+def _old(question: Question, side: str) -> float | None:
+    return getattr(question, f"{side}_old")
+
+
+def _greedy(question: Question, side: str) -> bool | None:
+    return getattr(question, f"{side}_greedy")
 
 
 def _said(question: Question, side: str) -> bool | None:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import time
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -225,25 +226,16 @@ class _Run:
 
 
 def _to_speak(facts: Sequence[FactRecord], most: int) -> list[str]:
-    """Prompts that are answered freely: every direct one first, then paraphrases and neighbours in
-    turn over the facts."""
-    order = ("direct", "paraphrase", "neighbour")
-    ranked = [
-        (order.index(question.kind) > 0, place, question.prompt)
-        for record in facts
-        for place, question in enumerate(record.questions)
-        if question.kind in order
-    ]
-    direct = [prompt for later, _, prompt in ranked if not later]
-    near = [q.prompt for r in facts for q in [x for x in r.questions if x.kind == "neighbour"][:3]]
-    other = [q.prompt for r in facts for q in r.questions if q.kind == "paraphrase"]
-    half = max(0, most - len(direct)) // 2
-    chosen = [
-        *direct[:most],
-        *other[: most - len(direct[:most]) - min(half, len(near))],
-        *near[:half],
-    ]
-    return list(dict.fromkeys(chosen))[:most]
+    """Prompts that are answered freely: every fact's own first, then paraphrases and neighbours by
+    turns, a first one of every fact before a second one of any."""
+
+    def prompts(kind: str) -> list[str]:
+        of_fact = [[q.prompt for q in r.questions if q.kind == kind] for r in facts]
+        return [p for turn in zip_longest(*of_fact) for p in turn if p is not None]
+
+    others = zip_longest(prompts("paraphrase"), prompts("neighbour"))
+    found = [*prompts("direct"), *(p for pair in others for p in pair if p is not None)]
+    return list(dict.fromkeys(found))[:most]
 
 
 def _contrast(spec: EditSpec | None, sides: Sides) -> list[tuple[str, str]]:

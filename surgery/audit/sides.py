@@ -63,10 +63,10 @@ class Sides:
             raise SurgeryError(f"the loaded model is {model.checkpoint.path}, not {base}")
         if isinstance(edited, str | Path) and Path(edited).is_dir():
             target = Checkpoint.open(Path(edited))
-            return cls._of_folder(model or load(base), target)
+            return cls._of_folder(model or load(str(base)), target)
         given = [edited] if isinstance(edited, str | Path | Delta) else list(edited)
         deltas = [one if isinstance(one, Delta) else load_delta(_file(one)) for one in given]
-        model = model or load(base)
+        model = model or load(str(base))
         paths = [str(one) for one in given if not isinstance(one, Delta)]
         side = Side(path=paths[0] if len(paths) == 1 else None, edits=_edits(deltas))
         change = combine([delta.tensors for delta in deltas])

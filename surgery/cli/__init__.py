@@ -28,7 +28,7 @@ ORDER = (
 )
 
 
-def commands() -> list[str]:
+def command_names() -> list[str]:
     """The names of all commands."""
     import surgery.cli.commands as package
 
@@ -81,7 +81,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     _common(parser, default=False)
-    known = commands()
+    known = command_names()
     group = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
     named = next((word for word in argv if not word.startswith("-")), None)
     if named is not None and named not in known:

@@ -12,6 +12,7 @@ from torch import nn
 from surgery.facts.rows import Row
 from surgery.model import Model, by_length, pad
 from surgery.model.hooks import Stop, argument, first, hooks
+from surgery.progress import track
 
 
 @dataclass
@@ -35,13 +36,15 @@ def capture(
     values: Sequence[int] = (),
     stream: Sequence[int] = (),
     batch_tokens: int = 4096,
+    label: str = "reading keys",
 ) -> Captured:
     """Read keys, values and stream of the given layers at every row's subject."""
     wanted = {"keys": set(keys), "values": set(values), "stream": set(stream)}
     last = max(layer for layers in wanted.values() for layer in layers)
     parts: dict[tuple[str, int], list[tuple[list[int], torch.Tensor]]] = {}
 
-    for index in by_length([row.subject + 1 for row in rows], batch_tokens):
+    batches = list(by_length([row.subject + 1 for row in rows], batch_tokens))
+    for index in track(batches, label):
         chosen = [rows[i].bare for i in index]
         batch = pad([row.ids for row in chosen], model)
         line = torch.arange(len(chosen), device=model.device)

@@ -31,13 +31,13 @@ def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:
     """Solve an alphaedit part. Raises SurgeryError for layers the model lacks or unusable facts."""
     spread = prepare_spread(part, model, seed)
     threshold = part.threshold or THRESHOLD
-    bases = {n: null_space(spread.second_moment(n), threshold) for n in spread.layers}
+    bases = {n: null_space(spread.moments[n], threshold) for n in spread.layers}
     share = part.ridge or RIDGE
     softness = share * _typical_weight(model, spread, bases[spread.layers[-1]])
 
     def metric(layer: int) -> Metric:
         U = bases[layer]
-        return Metric(lambda keys: U @ (U.T @ keys.double()), softness)
+        return Metric(lambda keys: U @ (U.T @ keys), softness)
 
     joint = solve_joint(
         model, spread.requests.items, spread.wanted, spread.layers, metric, part.accumulate
@@ -52,5 +52,6 @@ def _typical_weight(model: Model, spread: Spread, basis: torch.Tensor) -> float:
     """Median k^T P k over the facts, at the last layer."""
     layer = spread.layers[-1]
     rows = [row for request in spread.requests.items for row in request.rewriting]
-    keys = context_mean(capture(model, rows, keys=[layer]).keys[layer], spread.requests.contexts)
-    return float((keys.double() @ basis).pow(2).sum(-1).median())
+    captured = capture(model, rows, keys=[layer]).keys[layer].double().cpu()
+    keys = context_mean(captured, spread.requests.contexts)
+    return float((keys @ basis).pow(2).sum(-1).median())

@@ -27,7 +27,7 @@ def solve_emmet(part: EmmetEdit, model: Model, seed: int) -> Solved:
     layer = choose_layer(part.layer, model)
     requests = prepare(part, model, seed)
     settings = target_settings(part, layer)
-    statistics = collect(model, [layer], part.statistics, part.statistics_tokens)
+    statistics = collect(model, [layer], part.statistics, part.statistics_tokens, names=True)
     found = solve_targets(
         model,
         [item.rewriting for item in requests.items],
@@ -35,10 +35,12 @@ def solve_emmet(part: EmmetEdit, model: Model, seed: int) -> Solved:
         settings,
     )
     rows = [row for item in requests.items for row in item.rewriting]
-    keys = context_mean(capture(model, rows, keys=[layer]).keys[layer], requests.contexts).T
-    whitened = in_metric(statistics.moments[layer].mean.to(model.device), keys, RIDGE)
+    captured = capture(model, rows, keys=[layer]).keys[layer].cpu()
+    keys = context_mean(captured, requests.contexts).T
+    second_moment = statistics.second_moment(layer, [fact.subject for fact in requests.facts])
+    whitened = in_metric(second_moment, keys, RIDGE)
     energy = (keys.double() * whitened).sum(0)
-    B, A = solve(keys, whitened, found.change.T, part.ridge * float(energy.mean()))
+    B, A = solve(keys, whitened, found.change.T.cpu(), part.ridge * float(energy.mean()))
     filled = part.model_copy(
         update={
             "facts": requests.facts,

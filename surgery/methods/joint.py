@@ -111,13 +111,14 @@ def _one_layer(
     metric: Metric,
     accumulate: bool,
 ) -> tuple[Change, dict[str, Any]]:
-    keys = context_mean(capture(model, rows, keys=[layer]).keys[layer], contexts).T  # (d_ff, n)
+    captured = capture(model, rows, keys=[layer]).keys[layer]
+    keys = context_mean(captured, contexts).T.double().cpu()  # (d_ff, n)
     now = capture(model, bare, values=[layer], stream=[last])
     share = (wanted - now.stream[last]) / left
-    residual = _before_norm(model, layer, now.values[layer], share).T  # (d_model, n)
+    residual = _before_norm(model, layer, now.values[layer], share).T.double().cpu()  # (d, n)
 
     previous = earlier_keys(model, layer) if accumulate else None
-    everything = keys if previous is None else torch.cat([previous, keys], dim=1)
+    everything = keys if previous is None else torch.cat([previous.double().cpu(), keys], dim=1)
     B, A = solve(everything, metric.whiten(everything), residual, metric.softness)
     if previous is not None:
         B, A = compress(B, A)

@@ -9,8 +9,10 @@ so lambda is set as a share of the median g of the facts in hand.
 
 from __future__ import annotations
 
+import torch
+
 from surgery.facts.capture import capture, context_mean
-from surgery.facts.least_squares import in_metric
+from surgery.facts.least_squares import factor, in_metric
 from surgery.methods.joint import Metric, solve_joint
 from surgery.methods.solved import Solved
 from surgery.methods.spread import Spread, diagnostics, filled, prepare_spread
@@ -27,9 +29,11 @@ def solve_memit(part: MemitEdit, model: Model, seed: int) -> Solved:
     spread = prepare_spread(part, model, seed)
     weight = part.statistics_weight or SOFTNESS * _typical_weight(model, spread)
 
+    # One Cholesky factor a layer serves every solve there.
+    factors = {layer: factor(c, RIDGE) for layer, c in spread.moments.items()}
+
     def metric(layer: int) -> Metric:
-        c = spread.second_moment(layer)
-        return Metric(lambda keys: in_metric(c, keys, RIDGE), weight)
+        return Metric(lambda keys: torch.cholesky_solve(keys, factors[layer]), weight)
 
     joint = solve_joint(
         model, spread.requests.items, spread.wanted, spread.layers, metric, part.accumulate
@@ -42,6 +46,7 @@ def _typical_weight(model: Model, spread: Spread) -> float:
     """Median g = k^T C^-1 k over the facts, at the last layer."""
     layer = spread.layers[-1]
     rows = [row for request in spread.requests.items for row in request.rewriting]
-    keys = context_mean(capture(model, rows, keys=[layer]).keys[layer], spread.requests.contexts).T
-    whitened = in_metric(spread.second_moment(layer), keys, RIDGE)
-    return float((keys.double() * whitened).sum(0).median())
+    captured = capture(model, rows, keys=[layer]).keys[layer].double().cpu()
+    keys = context_mean(captured, spread.requests.contexts).T
+    whitened = in_metric(spread.moments[layer], keys, RIDGE)
+    return float((keys * whitened).sum(0).median())

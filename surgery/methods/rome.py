@@ -64,14 +64,14 @@ def solve_rome(part: RomeEdit, model: Model, seed: int) -> Solved:
     layer = choose_layer(part.layer, model)
     requests = prepare(part, model, seed)
     settings = target_settings(part, layer)
-    statistics = collect(model, [layer], part.statistics, part.statistics_tokens)
-    second_moment = statistics.moments[layer].mean.to(model.device)
+    statistics = collect(model, [layer], part.statistics, part.statistics_tokens, names=True)
     key = weight_key(model, layer)
 
     tensors: dict[str, Change] = {}
     reports: list[dict[str, Any]] = []
     for request in track(requests.items, "facts") if len(requests.items) > 1 else requests.items:
         with applied(model, as_delta(model, tensors)):
+            second_moment = statistics.second_moment(layer, [request.fact.subject])
             factors, report = _one(model, request, settings, second_moment, part.ridge)
         tensors = combine([tensors, {key: factors}])
         reports.append(report)
@@ -117,9 +117,9 @@ def _one(
     found = solve_targets(model, [request.rewriting], [request.essence], settings)
     contexts = len(request.rewriting)
     keys = capture(model, request.rewriting, keys=[layer]).keys[layer]
-    k = context_mean(keys, contexts).T.double()  # (d_ff, 1)
+    k = context_mean(keys, contexts).T.double().cpu()  # (d_ff, 1)
     whitened = in_metric(second_moment, k, ridge)
     # v* - W k* = d: the target was found as a change of the value, and W is linear in the key.
-    B, A = solve(k, whitened, found.change.T, softness=0.0)
+    B, A = solve(k, whitened, found.change.T.cpu(), softness=0.0)
     energy = float((k.T @ whitened).item())
     return stored_factors(model, B, A), fact_report(request.fact, found, 0, energy)

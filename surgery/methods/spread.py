@@ -31,14 +31,11 @@ class Spread:
     settings: TargetSettings
     targets: Targets
     statistics: Statistics
-    device: torch.device
+    moments: dict[int, torch.Tensor]  # second moment by layer, (d_ff, d_ff) float64, on the CPU
 
     @property
     def wanted(self) -> torch.Tensor:
         return self.targets.start + self.targets.change
-
-    def second_moment(self, layer: int) -> torch.Tensor:
-        return self.statistics.moments[layer].mean.to(self.device)
 
 
 def default_layers(model: Model) -> list[int]:
@@ -53,7 +50,7 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
     for layer in layers:
         model.check_layer(layer)
     requests = prepare(part, model, seed)
-    statistics = collect(model, layers, part.statistics, part.statistics_tokens)
+    statistics = collect(model, layers, part.statistics, part.statistics_tokens, names=True)
     settings = TargetSettings(
         layer=layers[-1],
         site="stream",
@@ -72,7 +69,9 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
         [request.essence for request in requests.items],
         settings,
     )
-    return Spread(layers, requests, settings, targets, statistics, model.device)
+    subjects = [fact.subject for fact in requests.facts]
+    moments = {layer: statistics.second_moment(layer, subjects) for layer in layers}
+    return Spread(layers, requests, settings, targets, statistics, moments)
 
 
 def filled(part: P, spread: Spread) -> P:

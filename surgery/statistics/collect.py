@@ -19,6 +19,7 @@ from surgery.stack.lineage import Lineage
 from surgery.stack.memory import bare
 from surgery.statistics.moments import Moment, MomentFitter
 from surgery.statistics.store import Store, content_key
+from surgery.statistics.subjects import WEIGHT, SubjectKeys, subject_keys
 from surgery.statistics.text import WINDOW, read_passages, shuffled
 
 # Tokens by default, in multiples of the inner width d_ff. Two are enough to make C invertible; ten give
@@ -34,6 +35,14 @@ class Statistics:
 
     moments: dict[int, Moment]
     record: dict[str, Any] = field(default_factory=dict)
+    subjects: SubjectKeys | None = None
+
+    def second_moment(self, layer: int, about: Sequence[str]) -> torch.Tensor:
+        """What an edit about the given subjects is solved against: (d_ff, d_ff) float64."""
+        text = self.moments[layer].mean.double()
+        if self.subjects is None:
+            return text
+        return text + WEIGHT * self.subjects.moment(layer, about)
 
 
 def collect(
@@ -42,9 +51,11 @@ def collect(
     text: str | Path | None = None,
     tokens: int | None = None,
     use_store: bool = True,
+    names: bool = False,
 ) -> Statistics:
     """Second moments of the down projections' inputs at `layers`, of the base: without any edits.
 
+    names: read the keys of well-known names too, for fact edits (see `subjects`).
     tokens: how many to run; by default ten times the inner width or all there is, whichever is less.
     The result is kept by content and found again; an interrupted pass is taken up where it stopped.
 
@@ -71,7 +82,8 @@ def collect(
     if missing:
         with bare(model):
             found.update(_one_pass(model, missing, rows, store if use_store else None, record))
-    return Statistics({layer: found[layer] for layer in layers}, record)
+    subjects = subject_keys(model, layers, use_store) if names else None
+    return Statistics({layer: found[layer] for layer in layers}, record, subjects)
 
 
 def _rows(model: Model, passages: list[str], wanted: int) -> tuple[list[list[int]], int]:

@@ -57,6 +57,10 @@ class Store:
         with atomic_file(self._path(layer)) as temporary:
             Path(temporary).write_bytes(content)
 
+    def save_keys(self, layer: int, keys: torch.Tensor, record: dict[str, Any]) -> None:
+        """Keep single keys (n, d_ff) instead of their moment, where each is wanted by itself."""
+        self.save(layer, Moment(keys, keys.shape[0]), record)
+
     # ------------------------------------------------------------------ a pass cut short
     def _partial(self, layers: list[int]) -> Path:
         name = hashlib.sha256(json.dumps(layers).encode()).hexdigest()[:12]

@@ -33,7 +33,7 @@ def draw(trace: CausalTrace) -> Any:
     kinds = list(trace.effects)
     rows = len(trace.tokens) - _from(trace)
     width, height = 2.6 + 3.9 * len(kinds), 2.75 + 0.31 * rows
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "svg.fonttype": "none"}):
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(width, height), facecolor=_PAPER)
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(
@@ -159,14 +159,23 @@ def save_picture(trace: CausalTrace, path: str | Path) -> Path:
     if path.suffix.lower() not in SUFFIXES:
         raise SurgeryError(f"{path}: a picture ends in {', '.join(SUFFIXES)}")
     with atomic_file(path) as temporary:
-        draw(trace).savefig(temporary, format=path.suffix.lower()[1:], dpi=170)
+        _write(trace, temporary, path.suffix.lower()[1:])
     return path
+
+
+def _write(trace: CausalTrace, target: Any, form: str) -> None:
+    """The same trace gives the same bytes: no dates, and names in an SVG that do not change."""
+    import matplotlib
+
+    blank = {"svg": ("Date", "Creator", "Format", "Type"), "pdf": ("CreationDate",)}.get(form, ())
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "surgery"}):
+        draw(trace).savefig(target, format=form, dpi=170, metadata=dict.fromkeys(blank))
 
 
 def html(trace: CausalTrace) -> str:
     """A page that holds everything it shows: the picture as SVG and the figures as a table."""
     stream = io.StringIO()
-    draw(trace).savefig(stream, format="svg")
+    _write(trace, stream, "svg")
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
     rows = "".join(

@@ -33,9 +33,18 @@ class LoRA:
     """
 
     def __init__(
-        self, model: Model, targets: str = EVERYWHERE, rank: int = 8, alpha: float = 16, seed: int = 0
+        self,
+        model: Model,
+        targets: str = EVERYWHERE,
+        rank: int = 8,
+        alpha: float = 16,
+        seed: int = 0,
+        first_layer: int = 0,
     ) -> None:
-        """`targets`: regular expression for the last part of a module's name.
+        """Make factors for the modules that `targets` matches.
+
+        targets: regular expression for the last part of a module's name. first_layer: layers below it
+        are left alone, and then nothing is differentiated there.
 
         Raises:
             SurgeryError: no module inside a layer has such a name.
@@ -44,9 +53,11 @@ class LoRA:
         self.scaling = alpha / rank
         self.factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         generator = torch.Generator().manual_seed(seed)
-        inside = f"{model.architecture.layers}."
+        wanted = tuple(
+            f"{model.architecture.layer(i)}." for i in range(first_layer, model.n_layers)
+        )
         for name, module in model.hf.named_modules():
-            if not name.startswith(inside) or not re.fullmatch(targets, name.rpartition(".")[2]):
+            if not name.startswith(wanted) or not re.fullmatch(targets, name.rpartition(".")[2]):
                 continue
             weight = getattr(module, "weight", None)
             if not isinstance(weight, torch.Tensor) or weight.dim() != 2:

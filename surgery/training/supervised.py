@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from surgery.errors import SurgeryError
-from surgery.model import Model, chat, continuation_ids, pad
+from surgery.model import Batch, Model, chat, continuation_ids, pad
 from surgery.model.hooks import argument, hooks
 from surgery.progress import meter
 from surgery.training.lora import LoRA
@@ -43,26 +43,63 @@ def examples(
     return made
 
 
-def answer_logits(model: Model, batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+def shared_prefix(data: Sequence[Example]) -> int:
+    """How many tokens all prompts begin with: a chat template's system turn, most often.
+
+    At least the last token of every prompt is left out, as it predicts the answer's first.
+    """
+    first = data[0].prompt
+    length = min(len(e.prompt) for e in data) - 1
+    for example in data:
+        while example.prompt[:length] != first[:length]:
+            length -= 1
+    return length
+
+
+def answer_logits(
+    model: Model, batch: Sequence[Example], shared: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (answer tokens of all rows, vocabulary) that predict each answer token, and the tokens.
 
     Only these positions reach the output head: over a whole sequence the logits would cost more than
-    the rest of the model.
+    the rest of the model. The first `shared` tokens, the same in every row, go through the model once;
+    gradients flow through them as through the rest.
     """
-    rows = pad([[*e.prompt, *e.answer] for e in batch], model)
+    rows = pad([[*e.prompt[shared:], *e.answer] for e in batch], model)
     where = torch.zeros_like(rows.mask, dtype=torch.bool)
     for line, example in enumerate(batch):
-        begin = len(example.prompt) - 1
+        begin = len(example.prompt) - shared - 1
         where[line, begin : begin + len(example.answer)] = True
 
     def select(_m: nn.Module, args: Any, kwargs: Any) -> Any:
         return (argument(args, kwargs)[where][None],), {}
 
+    inputs: dict[str, Any] = {**rows.inputs(), "use_cache": False}
+    if shared:
+        inputs |= _after_prefix(model, batch[0].prompt[:shared], rows)
     with hooks() as attach:
         attach.pre(model.head, select)
-        logits = model.hf(**rows.inputs(), use_cache=False).logits[0]
+        logits = model.hf(**inputs).logits[0]
     targets = torch.tensor([t for e in batch for t in e.answer], device=logits.device)
     return logits, targets
+
+
+def _after_prefix(model: Model, prefix: Sequence[int], rows: Batch) -> dict[str, Any]:
+    """Inputs for rows that go on from a prefix, whose keys and values are made once."""
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache(config=model.hf.config)
+    ids = torch.tensor([list(prefix)], device=model.device)
+    model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(len(rows.ids))
+    return {
+        "past_key_values": cache,
+        "use_cache": True,
+        "attention_mask": torch.cat(
+            [rows.mask.new_ones(len(rows.ids), len(prefix)), rows.mask], dim=1
+        ),
+        "position_ids": rows.positions + len(prefix),
+    }
 
 
 def train(
@@ -89,6 +126,7 @@ def train(
     per_epoch = math.ceil(len(data) / batch)
     total = max(1, round(epochs * per_epoch))
     optimizer = torch.optim.AdamW(lora.parameters(), lr=learning_rate, weight_decay=0.0)
+    shared = shared_prefix(data)
     losses: list[float] = []
     queue: list[Sequence[Example]] = []
     with lora.on(model), meter("training", total) as progress, torch.enable_grad():
@@ -98,7 +136,7 @@ def train(
                 queue = [shuffled[i : i + batch] for i in range(0, len(shuffled), batch)]
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _schedule(step, total, warmup)
-            logits, targets = answer_logits(model, queue.pop())
+            logits, targets = answer_logits(model, queue.pop(), shared)
             loss = nn.functional.cross_entropy(logits.float(), targets)
             if not torch.isfinite(loss):
                 raise SurgeryError(

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> Outcome:
     """Undo, and say what is left."""
     from surgery.cli.commands.apply import written
     from surgery.cli.inputs import check_new_folder
-    from surgery.stack import undo
+    from surgery.stack.undo import undo
 
     check_new_folder(args.out, args.overwrite)
     done = undo(args.folder, args.out, args.edit, later=args.later, overwrite=args.overwrite)

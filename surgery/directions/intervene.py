@@ -1,0 +1,62 @@
+"""The hooks that weight edits are measured against: ablate what writers write, or add to the stream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from surgery.architecture import Writer
+from surgery.model import Model
+from surgery.model.hooks import Attach, argument, first, hooks, with_first
+
+
+@contextlib.contextmanager
+def ablating(
+    model: Model,
+    R: torch.Tensor,
+    strength: float | Mapping[int, float] = 1.0,
+    writers: Sequence[Writer] | None = None,
+) -> Iterator[None]:
+    """Take (strength times) the component along orthonormal rows R (k, d) out of every writer's output,
+    for the length of the block. Behind a post-norm, the normed output is what counts and what is cut.
+
+    strength: one number, or by layer. writers: the attention and MLP outputs of all layers if not given.
+    """
+    if writers is None:
+        writers = [w for w in model.writers() if w.layer is not None]
+    rows = R.to(model.device, torch.float32)
+    with hooks() as attach:
+        for writer in writers:
+            amount = strength
+            if isinstance(strength, Mapping):
+                amount = strength.get(writer.layer, 0.0) if writer.layer is not None else 0.0
+            if amount:
+                _cut(attach, model.module(writer.post_norm or writer.module), rows, float(amount))
+        yield
+
+
+def _cut(attach: Attach, module: Any, rows: torch.Tensor, amount: float) -> None:
+    def cut(_m: Any, _a: Any, _k: Any, output: Any) -> Any:
+        hidden = first(output)
+        change = (hidden.float() @ rows.T) @ rows
+        return with_first(output, hidden - (amount * change).to(hidden.dtype))
+
+    attach.post(module, cut)
+
+
+@contextlib.contextmanager
+def adding(model: Model, vector: torch.Tensor, layer: int) -> Iterator[None]:
+    """Add a vector (d) to the stream into a layer, at every position, for the length of the block."""
+    shift = vector.to(model.device)
+
+    def add(_m: Any, args: Any, kwargs: Any) -> Any:
+        hidden = argument(args, kwargs)
+        moved = hidden + shift.to(hidden.dtype)
+        return ((moved, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": moved})
+
+    with hooks() as attach:
+        attach.pre(model.layer(layer), add)
+        yield

@@ -1,0 +1,141 @@
+"""The one solver under all fact edits, against dense float64 solutions of what each method states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgery.facts.least_squares import compress, factor, in_metric, null_space, solve
+
+D, D_FF = 6, 11
+
+
+def problem(n: int, seed: int = 0, earlier: int = 0):
+    """Keys (d_ff, earlier + n), residuals (d, n) and a second moment C (d_ff, d_ff), float64."""
+    g = torch.Generator().manual_seed(seed)
+    keys = torch.randn(D_FF, earlier + n, generator=g, dtype=torch.float64)
+    residuals = torch.randn(D, n, generator=g, dtype=torch.float64)
+    text = torch.randn(200, D_FF, generator=g, dtype=torch.float64)
+    # Unequal directions, as real activations have.
+    text = text * torch.logspace(0, -2, D_FF, dtype=torch.float64)
+    return keys, residuals, text.T @ text / 200
+
+
+def dense(keys, residuals, metric, softness):
+    """argmin tr(dW M dW^T) * softness + |dW K - R|^2 by its normal equations."""
+    wanted = torch.cat([residuals.new_zeros(D, keys.shape[1] - residuals.shape[1]), residuals], 1)
+    return wanted @ keys.T @ torch.linalg.inv(softness * metric + keys @ keys.T)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 5),
+    earlier=st.integers(0, 4),
+    weight=st.floats(0.1, 1e4),
+    seed=st.integers(0, 1000),
+)
+def test_memit_equals_the_normal_equations(n, earlier, weight, seed):
+    """dW = R K^T (lambda C + K K^T)^-1, with and without keys that are to keep their outputs."""
+    keys, residuals, c = problem(n, seed, earlier)
+    B, A = solve(keys, in_metric(c, keys), residuals, softness=weight)
+    expected = dense(keys, residuals, c, weight)
+    torch.testing.assert_close(B @ A, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_earlier_keys_are_held():
+    """The more the old keys count, the less their outputs move; without them they do move."""
+    keys, residuals, c = problem(2, earlier=3)
+    old = keys[:, :3]
+
+    def moved(k: torch.Tensor) -> float:
+        B, A = solve(k, in_metric(c, k), residuals, softness=1e-6)
+        return float((B @ A @ old).norm())
+
+    assert moved(keys) < 1e-3 * moved(keys[:, 3:])
+
+
+def test_alphaedit_equals_the_projected_normal_equations():
+    """dW = R K^T P (K_p K_p^T P + K K^T P + L2 I)^-1 (arXiv 2410.02355 eq. 14), K_p = earlier keys."""
+    keys, residuals, c = problem(3, earlier=2)
+    U = null_space(c, threshold=0.05)
+    assert 0 < U.shape[1] < D_FF
+    P = U @ U.T
+    B, A = solve(keys, P @ keys, residuals, softness=0.7)
+    new, eye = keys[:, 2:], torch.eye(D_FF, dtype=torch.float64)
+    expected = residuals @ new.T @ P @ torch.linalg.inv(keys @ keys.T @ P + 0.7 * eye)
+    torch.testing.assert_close(B @ A, expected, rtol=1e-8, atol=1e-10)
+    # What is preserved is not touched at all, whatever the keys.
+    protected = eye - P
+    assert float((B @ A @ protected).norm()) < 1e-10 * float((B @ A).norm())
+
+
+def kkt(keys, residuals, metric):
+    """argmin tr(dW M dW^T) subject to dW K = R, by one dense linear system for every row of dW."""
+    n = keys.shape[1]
+    system = torch.zeros(D_FF + n, D_FF + n, dtype=torch.float64)
+    system[:D_FF, :D_FF] = 2 * metric
+    system[:D_FF, D_FF:] = keys
+    system[D_FF:, :D_FF] = keys.T
+    right = torch.cat([torch.zeros(D_FF, D, dtype=torch.float64), residuals.T])
+    return torch.linalg.solve(system, right)[:D_FF].T
+
+
+@pytest.mark.parametrize("n", [1, 4], ids=["rome", "emmet"])
+def test_equalities_equal_the_constrained_least_squares(n):
+    keys, residuals, c = problem(n)
+    B, A = solve(keys, in_metric(c, keys), residuals, softness=0.0)
+    assert torch.linalg.matrix_rank(B @ A) == n
+    torch.testing.assert_close(B @ A @ keys, residuals)
+    torch.testing.assert_close(B @ A, kkt(keys, residuals, c), rtol=1e-7, atol=1e-9)
+    # It is a minimum: any other solution of the equalities has a larger norm.
+    other = torch.randn(D, D_FF, dtype=torch.float64)
+    other -= other @ keys @ torch.linalg.pinv(keys)
+    change = B @ A
+
+    def size(dW: torch.Tensor) -> float:
+        return float(torch.trace(dW @ c @ dW.T))
+
+    assert size(change) < size(change + 1e-3 * other)
+
+
+def test_dependent_keys_need_softness():
+    keys, residuals, c = problem(2)
+    keys[:, 1] = keys[:, 0]
+    with pytest.raises(torch.linalg.LinAlgError):
+        solve(keys, in_metric(c, keys), residuals, softness=0.0)
+    B, A = solve(keys, in_metric(c, keys), residuals, softness=1e-3)
+    torch.testing.assert_close(B @ A, dense(keys, residuals, c, 1e-3), rtol=1e-6, atol=1e-8)
+
+
+def test_the_ridge_is_relative_to_the_mean_eigenvalue():
+    _, _, c = problem(1)
+    lower = factor(c, ridge=0.1)
+    eye = torch.eye(D_FF, dtype=torch.float64)
+    torch.testing.assert_close(lower @ lower.T, c + 0.1 * torch.trace(c) / D_FF * eye)
+
+
+@settings(max_examples=20, deadline=None)
+@given(threshold=st.floats(1e-4, 0.5), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
+def test_the_null_space_holds_the_share_it_is_given(threshold, scale, seed):
+    """Largest such basis, orthonormal, and the same whatever the scale of the activations."""
+    _, _, c = problem(1, seed)
+    U = null_space(scale * c, threshold)
+    m = U.shape[1]
+    torch.testing.assert_close(U.T @ U, torch.eye(m, dtype=torch.float64))
+    energy = torch.trace(U.T @ c @ U) / torch.trace(c)
+    assert energy <= threshold + 1e-12
+    values = torch.linalg.eigvalsh(c)
+    assert m == D_FF or values[: m + 1].sum() / values.sum() > threshold
+    assert m == null_space(c, threshold).shape[1]
+
+
+def test_compress_keeps_the_product_at_its_rank():
+    g = torch.Generator().manual_seed(0)
+    B = torch.randn(D, 2, generator=g, dtype=torch.float64)
+    A = torch.randn(2, D_FF, generator=g, dtype=torch.float64)
+    twice_B, twice_A = torch.cat([B, 2 * B], 1), torch.cat([A, -A], 0)
+    small_B, small_A = compress(twice_B, twice_A)
+    assert small_B.shape == (D, 2) and small_A.shape == (2, D_FF)
+    torch.testing.assert_close(small_B @ small_A, twice_B @ twice_A)

@@ -1,0 +1,349 @@
+"""Edit: a form in plain words and its YAML side by side; solve, and see at once whether it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from surgery.errors import SurgeryError
+from ui.actions import commands, specs
+from ui.actions import edits as actions
+from ui.markup import empty, notice
+from ui.naming import what
+from ui.screens.shell import (
+    HIDDEN,
+    LIGHT,
+    MODEL,
+    Shell,
+    busy,
+    cancel_button,
+    changes,
+    command_box,
+    heading,
+    owner,
+    run,
+)
+from ui.session import Bench
+
+TYPING: dict[str, Any] = {**HIDDEN, "trigger_mode": "always_last"}
+METHODS = {
+    "rome": "ROME: one layer, one fact at a time",
+    "memit": "MEMIT: several layers, many facts at once",
+    "alphaedit": "AlphaEdit: as MEMIT, in the null space of what must stay",
+    "emmet": "EMMET: one layer, many facts exactly",
+    "finetune": "Fine-tuning of one matrix: the plain baseline",
+}
+
+
+def build(bench: Bench, shell: Shell) -> dict[str, Any]:
+    heading(
+        "Edit",
+        "Say what should change. The form and the YAML are the same spec: write in either.",
+    )
+    ready = list(specs.ready())
+    with gr.Row(equal_height=False, elem_classes="columns"):
+        with gr.Column(scale=6, min_width=320):
+            with gr.Row(equal_height=False):
+                kind = gr.Dropdown(
+                    [(title, key) for key, title in specs.TITLES.items()],
+                    value="fact",
+                    label="What should change?",
+                    elem_id="edit-kind",
+                    filterable=False,
+                    scale=3,
+                )
+                recipe = gr.Dropdown(
+                    ready,
+                    value=None,
+                    label="Or start from a ready-made spec",
+                    elem_id="edit-ready",
+                    visible=bool(ready),
+                    scale=2,
+                )
+            fields, groups = _forms()
+        with gr.Column(scale=5, min_width=300):
+            yaml = gr.Code(
+                language="yaml",
+                label="The spec, as YAML",
+                elem_id="edit-yaml",
+                interactive=True,
+                lines=14,
+                max_lines=30,
+                show_line_numbers=True,
+                wrap_lines=True,
+                buttons=["copy"],
+            )
+            valid = gr.HTML(specs.check("")[1], elem_id="edit-valid", apply_default_css=False)
+            ahead = gr.HTML("", elem_id="edit-ahead", apply_default_css=False)
+    with gr.Row(elem_classes="actions"):
+        solve = gr.Button(
+            "Solve and put on the stack",
+            variant="primary",
+            elem_id="edit-solve",
+            scale=0,
+            min_width=230,
+        )
+        cancel = cancel_button(bench, "solve")
+    status = gr.HTML("", elem_id="edit-status", apply_default_css=False)
+    result = gr.HTML(
+        empty(
+            "After solving, both sides are asked about the fact here. "
+            "The first solve on a model reads some text to learn what ordinary keys look like; that is kept."
+        ),
+        elem_id="edit-result",
+        apply_default_css=False,
+    )
+    command = command_box("edit", 6)
+
+    names, boxes = list(fields), list(fields.values())
+    method_fields = {"fact": fields["method"], "facts": fields["method_many"]}
+
+    def gathered(form: str, values: tuple[Any, ...]) -> specs.Values:
+        found = dict(zip(names, values, strict=True))
+        if form == "facts":
+            for key in ("method", "layers", "steps"):
+                found[key] = found[f"{key}_many"]
+        return found
+
+    def look(text: str) -> tuple[str, str, str]:
+        """Validity, what would be touched, and the command, for a YAML text."""
+        spec, said = specs.check(text)
+        if spec is None:
+            return said, "", ""
+        try:
+            shown = actions.plan_html(actions.plan(bench, spec)) if bench.is_open else ""
+        except SurgeryError as error:
+            shown = notice(str(error))
+        name = spec.name or what(spec.compact())
+        return said, shown, commands.solve_command(bench, text, name) if bench.is_open else ""
+
+    def from_form(form: str, text: str, *values: Any) -> tuple[str, str, str, str]:
+        written = specs.to_yaml(form, gathered(form, values), text)
+        return (written, *look(written))
+
+    def from_text(text: str) -> tuple[Any, ...]:
+        try:
+            form, values = specs.from_yaml(text)
+        except SurgeryError:
+            kept = [gr.skip() for _ in (kind, *boxes, *groups)]
+        else:
+            values = {**values, **{f"{k}_many": values[k] for k in ("method", "layers", "steps")}}
+            values["table"] = values["table"] or [["", "", ""]]
+            kept = [form, *(values[name] for name in names)]
+            kept += [gr.update(visible=key == form) for key in specs.FORMS]
+        return (*kept, *look(text))
+
+    def chosen(form: str, *values: Any) -> tuple[Any, ...]:
+        written = specs.to_yaml(form, gathered(form, values), "")
+        shown = [gr.update(visible=key == form) for key in specs.FORMS]
+        return (*shown, written, *look(written))
+
+    def start_from(name: str | None) -> tuple[Any, ...]:
+        if not name:
+            return tuple(gr.skip() for _ in range(len(boxes) + len(groups) + 5))
+        try:
+            text = specs.read_ready(name)
+        except SurgeryError as error:
+            skipped = [gr.skip() for _ in range(len(boxes) + len(groups) + 2)]
+            return (*skipped, notice(str(error)), "", "")
+        form_outputs = from_text(text)
+        return (*form_outputs[: 1 + len(boxes) + len(groups)], text, *look(text))
+
+    def solve_it(text: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Solve a spec given as YAML on the model in memory, and put it on the stack."""
+        spec, said = specs.check(text)
+        if spec is None:
+            yield said, gr.skip(), *busy(False)
+            return
+        yield "", gr.skip(), *busy(True)
+        job = bench.job("solving", actions.solve(bench, spec), owner(request))
+        for progress, done in run(job):
+            shown = actions.outcome_html(done) if done is not None else gr.skip()
+            yield progress, shown, *busy(not job.ended)
+
+    looked = [valid, ahead, command]
+    for box in boxes:
+        listen = box.change if isinstance(box, gr.Dropdown | gr.Dataframe | gr.Slider) else box.input
+        if isinstance(box, gr.Dataframe):
+            listen = box.input
+        if isinstance(box, gr.Dropdown | gr.Slider):
+            listen = box.input
+        listen(from_form, [kind, yaml, *boxes], [yaml, *looked], api_name="form_to_yaml", **TYPING)
+    kind.input(chosen, [kind, *boxes], [*groups, yaml, *looked], api_name="choose_kind", **TYPING)
+    yaml.input(from_text, yaml, [kind, *boxes, *groups, *looked], api_name="yaml_to_form", **TYPING)
+    recipe.input(
+        start_from, recipe, [kind, *boxes, *groups, yaml, *looked], api_name="ready_made", **TYPING
+    )
+    event = solve.click(
+        solve_it, yaml, [status, result, solve, cancel], api_name="solve", **MODEL
+    )
+    changes(shell, event, "solve")
+    event.then(look, yaml, looked, api_name="solve_looked", **HIDDEN)
+
+    def validate(text: str) -> dict[str, Any]:
+        """Whether a YAML text is a whole spec; if not, what is wrong and on which line."""
+        from surgery.spec import EditSpec
+
+        try:
+            spec = EditSpec.parse(text)
+        except SurgeryError as error:
+            return {"valid": False, "error": str(error)}
+        return {"valid": True, "id": spec.id}
+
+    gr.api(validate, api_name="validate", queue=False)
+    return {
+        "kind": kind,
+        "fields": fields,
+        "boxes": boxes,
+        "groups": groups,
+        "yaml": yaml,
+        "looked": looked,
+        "from_form": from_form,
+        "chosen": chosen,
+        "methods": method_fields,
+    }
+
+
+def _forms() -> tuple[dict[str, Any], list[gr.Group]]:
+    """The fields of every form by name, and the groups that are shown one at a time."""
+    fields: dict[str, Any] = {}
+    groups = []
+    with gr.Group(visible=True, elem_id="form-fact", elem_classes="form-group") as group:
+        groups.append(group)
+        fields["prompt"] = gr.Textbox(
+            label="A sentence that ends where the answer begins",
+            info="Write {} where the subject stands.",
+            placeholder="The capital of {} is",
+            elem_id="fact-prompt",
+        )
+        with gr.Row():
+            fields["subject"] = gr.Textbox(
+                label="Subject", placeholder="France", elem_id="fact-subject", min_width=140
+            )
+            fields["target"] = gr.Textbox(
+                label="New answer", placeholder="Rome", elem_id="fact-target", min_width=140
+            )
+        fields["paraphrases"] = gr.Textbox(
+            label="Other ways to ask, which should change too",
+            info="Measured only. One a line; {} for the subject.",
+            lines=2,
+            elem_id="fact-paraphrases",
+        )
+        fields["neighbours"] = gr.Textbox(
+            label="Similar questions that must keep their answers",
+            info="Measured only. One a line.",
+            lines=2,
+            elem_id="fact-neighbours",
+        )
+        _method(fields, "", "fact")
+    with gr.Group(visible=False, elem_id="form-facts", elem_classes="form-group") as group:
+        groups.append(group)
+        fields["table"] = gr.Dataframe(
+            headers=["Sentence with {}", "Subject", "New answer"],
+            value=[["", "", ""]],
+            datatype="str",
+            type="array",
+            column_count=3,
+            interactive=True,
+            label="Facts",
+            elem_id="facts-table",
+            wrap=True,
+        )
+        fields["file"] = gr.Textbox(
+            label="Or the path of a file of facts",
+            info=".jsonl, or CounterFact, zsRE and MQuAKE as published.",
+            elem_id="facts-file",
+        )
+        _method(fields, "_many", "facts")
+    with gr.Group(visible=False, elem_id="form-behaviour", elem_classes="form-group") as group:
+        groups.append(group)
+        said = "One prompt a line, or the path of one .txt, .jsonl or .csv file."
+        fields["positive"] = gr.Textbox(
+            label="Prompts that show the behaviour",
+            info=said,
+            lines=4,
+            max_lines=8,
+            elem_id="behaviour-positive",
+        )
+        fields["negative"] = gr.Textbox(
+            label="Prompts that do not", info=said, lines=4, max_lines=8, elem_id="behaviour-negative"
+        )
+        fields["spare"] = gr.Textbox(
+            label="Prompts whose behaviour must stay (optional)",
+            lines=2,
+            max_lines=6,
+            elem_id="behaviour-spare",
+        )
+        with gr.Row():
+            fields["strength"] = gr.Slider(
+                -2.0,
+                2.0,
+                value=1.0,
+                step=0.05,
+                label="Strength",
+                info="1 removes, 0.5 halves, negative strengthens.",
+                elem_id="behaviour-strength",
+                scale=3,
+            )
+            fields["read_layer"] = gr.Number(
+                value=None,
+                precision=0,
+                label="Layer",
+                info="Blank: chosen.",
+                elem_id="behaviour-layer",
+                min_width=100,
+            )
+    with gr.Group(visible=False, elem_id="form-include", elem_classes="form-group") as group:
+        groups.append(group)
+        fields["path"] = gr.Textbox(
+            label="Path",
+            info="A .delta.safetensors file, a LoRA adapter folder, or a checkpoint folder.",
+            elem_id="include-path",
+        )
+        fields["minus"] = gr.Textbox(
+            label="Minus this checkpoint (optional)",
+            info="For the difference of two checkpoints.",
+            elem_id="include-minus",
+        )
+        fields["scale"] = gr.Slider(
+            -2.0, 2.0, value=1.0, step=0.05, label="Scale", elem_id="include-scale"
+        )
+    with gr.Row():
+        fields["name"] = gr.Textbox(
+            label="Name (optional)",
+            info="What the edit is called on the stack.",
+            elem_id="edit-name",
+            scale=3,
+        )
+        fields["seed"] = gr.Number(
+            value=0, precision=0, label="Seed", info="Same seed, same delta.", elem_id="edit-seed", min_width=100
+        )
+    return fields, groups
+
+
+def _method(fields: dict[str, Any], suffix: str, form: str) -> None:
+    with gr.Accordion("How", open=False, elem_classes="how"):
+        fields[f"method{suffix}"] = gr.Dropdown(
+            [(METHODS[key], key) for key in specs.FORMS[form]],
+            value=specs.FORMS[form][0],
+            label="Method",
+            filterable=False,
+            elem_id=f"{form}-method",
+        )
+        with gr.Row():
+            fields[f"layers{suffix}"] = gr.Textbox(
+                label="Layers",
+                info="Blank: chosen by depth. A trace shows where to look.",
+                elem_id=f"{form}-layers",
+                min_width=140,
+            )
+            fields[f"steps{suffix}"] = gr.Number(
+                value=None,
+                precision=0,
+                label="Most steps",
+                info="Blank: 25.",
+                elem_id=f"{form}-steps",
+                min_width=120,
+            )

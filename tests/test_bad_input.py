@@ -258,8 +258,10 @@ def test_the_same_delta_twice(place: Path, capsys: Any) -> None:
 # ---------------------------------------------------------------------- outputs
 def test_existing_output(place: Path, capsys: Any) -> None:
     assert main(list(APPLY)) == 0
-    for command in (APPLY, RUN, ("undo", "out", "-o", "out")):
+    for command in (APPLY, RUN, ("undo", "out", "-o", "other")):
         assert "already exists" in refused(place, capsys, *command)
+    for command in ([*APPLY[:-1], "base"], [*RUN[:-1], "."], ["undo", "out", "-o", "out"]):
+        assert "overlap" in refused(place, capsys, *command, "--overwrite")
     assert main([*APPLY, "--overwrite"]) == 0
     # Only a checkpoint is ever replaced.
     (place / "precious").mkdir()

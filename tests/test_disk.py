@@ -13,7 +13,7 @@ from tiny import FAMILIES, random_delta, tiny_checkpoint
 
 from surgery.architecture import for_config
 from surgery.checkpoint import Checkpoint
-from surgery.delta import save_delta
+from surgery.delta import Delta, LowRank, save_delta
 from surgery.errors import SurgeryError
 from surgery.model import load
 from surgery.stack import applied, apply, check, read_record
@@ -153,12 +153,15 @@ def test_refused_deltas_leave_nothing(tmp_path):
     checkpoint = Checkpoint.open(base)
     delta = random_delta(checkpoint, keys_of(checkpoint, 1))
     top = random_delta(checkpoint, keys_of(checkpoint, 2), 1, stack=(delta.id,))
+    key = "model.layers.1.mlp.down_proj.weight"
+    ones = LowRank(A=torch.full((1, 48), 1e30), B=torch.full((32, 1), 1e30))
+    huge = Delta({key: ones}, checkpoint.id)  # finite factors, a product that is not
     before = set(os.listdir(tmp_path))
     for deltas, where, word in (
         ([delta], other, "solved for the base"),
         ([top], base, "on top of"),
         ([top, delta], base, "on top of"),
-        ([delta.scaled(1e38)], base, "not finite"),
+        ([huge], base, "not finite"),
         ([tmp_path / "missing.delta.safetensors"], base, "missing.delta"),
     ):
         with pytest.raises(SurgeryError, match=word):

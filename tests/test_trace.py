@@ -125,8 +125,11 @@ def _plain_trace(model: Any, trace: CausalTrace, kind: str, seed: int) -> torch.
     shape = (trace.samples, last + 1 - first, model.hidden_size)
     kick = trace.sigma * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     table = model.architecture
-    names = {"stream": "", "mlp": table.mlp_post_norm or table.mlp,
-             "attention": table.attention_post_norm or table.attention}
+    names = {
+        "stream": "",
+        "mlp": table.mlp_post_norm or table.mlp,
+        "attention": table.attention_post_norm or table.attention,
+    }
 
     def module(layer: int) -> Any:
         return model.module(f"{table.layer(layer)}.{names[kind]}".rstrip("."))
@@ -167,7 +170,7 @@ def _plain_trace(model: Any, trace: CausalTrace, kind: str, seed: int) -> torch.
     effect = torch.zeros(model.n_layers, len(ids))
     for layer in range(model.n_layers):
         low = layer if kind == "stream" else max(0, layer - trace.window // 2)
-        size = 1 if kind == "stream" else trace.window
+        size = 1 if kind == "stream" else trace.window - max(0, trace.window // 2 - layer)
         for token in range(len(ids)):
             layers = range(low, min(model.n_layers, low + size))
             effect[layer, token] = probability(layers, token) - corrupted
@@ -176,7 +179,7 @@ def _plain_trace(model: Any, trace: CausalTrace, kind: str, seed: int) -> torch.
 
 @pytest.mark.parametrize("prompt", [PROMPT, "France is a country where the"])
 def test_trace_is_the_plain_definition(model: Any, prompt: str) -> None:
-    trace = causal_trace(model, prompt, SUBJECT, samples=3, window=2, seed=5)
+    trace = causal_trace(model, prompt, SUBJECT, samples=3, window=2, seed=5, screen=3)
     for kind in KINDS:
         expected = _plain_trace(model, trace, kind, seed=5)
         assert expected.abs().max() > 1e-4
@@ -201,6 +204,18 @@ def test_traces_agree_between_engines_and_batch_sizes(model: Any) -> None:
     other = causal_trace(model, PROMPT, SUBJECT, samples=2, engine="hooks", batch_tokens=8)
     for kind in KINDS:
         torch.testing.assert_close(one.effects[kind], other.effects[kind], rtol=1e-5, atol=1e-8)
+
+
+def test_screening_leaves_out_only_what_shows_nothing(model: Any) -> None:
+    whole = causal_trace(model, PROMPT, SUBJECT, samples=6, screen=6)
+    quick = causal_trace(model, PROMPT, SUBJECT, samples=6, screen=2)
+    taken = abs(whole.base - whole.corrupted)
+    for kind in KINDS:
+        off = (whole.effects[kind] - quick.effects[kind]).abs()
+        assert bool((off < 1e-7).any())  # those that were noticed had all samples
+        assert float(off.max()) < 0.25 * taken
+        first = whole.subject[0]
+        assert bool((whole.error[kind][:, first:] >= 0).all())
 
 
 def test_trace_takes_an_answer_and_a_placeholder(model: Any) -> None:
@@ -270,7 +285,10 @@ def test_next_tokens_before_and_after(model: Any) -> None:
     before = next_token_log_probs(model, PROMPT)
     after = before.flip(0)
     rows = next_tokens_compared(model.tokenizer, before, after, k=2)
-    assert {row.id for row in rows} == {*before.topk(2).indices.tolist(), *after.topk(2).indices.tolist()}
+    assert {row.id for row in rows} == {
+        *before.topk(2).indices.tolist(),
+        *after.topk(2).indices.tolist(),
+    }
     for row in rows:
         assert row.change == pytest.approx(float(after[row.id].exp() - before[row.id].exp()))
     assert next(r for r in rows if r.id == table[0].id).rank_before == 1

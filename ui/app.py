@@ -48,7 +48,7 @@ def page(bench: Any) -> Any:
     """The whole page as Gradio blocks, for a bench."""
     import gradio as gr
 
-    from ui.screens import checkpoint, compare_sides, edit, shell
+    from ui.screens import checkpoint, compare_sides, damage, edit, inside, models, shell, takeaway
 
     with gr.Blocks(
         title="surgery", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
@@ -57,15 +57,26 @@ def page(bench: Any) -> Any:
         with gr.Row(elem_id="frame", equal_height=False):
             with gr.Column(elem_id="side", scale=0, min_width=300):
                 side = shell.side_panel(bench, header)
-            with gr.Column(elem_id="main", scale=1, min_width=320), gr.Tabs(elem_id="screens") as tabs:
+            with (
+                gr.Column(elem_id="main", scale=1, min_width=320),
+                gr.Tabs(elem_id="screens") as tabs,
+            ):
                 with gr.Tab("Checkpoint", id="checkpoint"):
                     checkpoint.build(bench, side)
+                with gr.Tab("Look inside", id="inside"):
+                    looked = inside.build(bench)
                 with gr.Tab("Edit", id="edit"):
-                    edit.build(bench, side)
+                    form = edit.build(bench, side)
                 with gr.Tab("Before and after", id="sides"):
-                    compare_sides.build(bench, side)
+                    compare_sides.build(bench)
+                with gr.Tab("Damage", id="damage"):
+                    report = damage.build(bench)
+                with gr.Tab("Compare models", id="models"):
+                    models.build(bench)
+                with gr.Tab("Take away", id="takeaway"):
+                    takeaway.build(bench, report)
+        inside.wire_layer(looked, form, tabs)
         demo.load(side.show, None, side.outputs, api_name="loaded", **shell.HIDDEN)
-        _ = tabs
     demo.queue(default_concurrency_limit=1, max_size=64)
     return demo
 
@@ -120,8 +131,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Edit a language model in the browser: see before and after, side by side.",
         allow_abbrev=False,
     )
-    parser.add_argument("--base", metavar="DIR", type=Path, help="a checkpoint to load at the start")
-    parser.add_argument("--port", metavar="N", type=int, help="port (default: 7860, or the next free)")
+    parser.add_argument(
+        "--base", metavar="DIR", type=Path, help="a checkpoint to load at the start"
+    )
+    parser.add_argument(
+        "--port", metavar="N", type=int, help="port (default: 7860, or the next free)"
+    )
     parser.add_argument(
         "--host",
         metavar="ADDRESS",

@@ -19,9 +19,7 @@ def words(text: str) -> list[str]:
 def differing(left: str, right: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
     """Both texts in pieces, each with whether the other text lacks it. The pieces join to the text."""
     a, b = words(left), words(right)
-    matcher = SequenceMatcher(
-        a=[w.strip() for w in a], b=[w.strip() for w in b], autojunk=False
-    )
+    matcher = SequenceMatcher(a=[w.strip() for w in a], b=[w.strip() for w in b], autojunk=False)
     out: tuple[list[tuple[str, bool]], list[tuple[str, bool]]] = ([], [])
     for tag, a0, a1, b0, b1 in matcher.get_opcodes():
         for side, piece in ((0, "".join(a[a0:a1])), (1, "".join(b[b0:b1]))):
@@ -42,7 +40,7 @@ def marked(left: str, right: str) -> tuple[Raw, Raw]:
 
 def _mark(text: str) -> str:
     bare = text.rstrip()
-    return f"<mark>{esc(bare)}</mark>{esc(text[len(bare):])}"
+    return f"<mark>{esc(bare)}</mark>{esc(text[len(bare) :])}"
 
 
 def shaded(tokens: Sequence[str], surprise: Sequence[float | None], most: float = 8.0) -> Raw:

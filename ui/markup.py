@@ -12,7 +12,12 @@ from ui.jobs import Step
 def esc(text: Any) -> str:
     """Text as HTML. Braces and dollars are escaped too: Gradio fills its templates with this."""
     safe = escape(str(text), quote=True)
-    return safe.replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;").replace("`", "&#96;")
+    return (
+        safe.replace("{", "&#123;")
+        .replace("}", "&#125;")
+        .replace("$", "&#36;")
+        .replace("`", "&#96;")
+    )
 
 
 def notice(text: str, kind: str = "error") -> str:
@@ -36,17 +41,23 @@ def progress(step: Step) -> str:
     known = share is not None
     label = step.label[:1].upper() + step.label[1:]
     amount = f"{step.done:g} of {step.total:g}" if known else ""
-    bar = f'<i style="width:{100 * (share or 0):.1f}%"></i>' if known else '<i class="wandering"></i>'
+    bar = (
+        f'<i style="width:{100 * (share or 0):.1f}%"></i>' if known else '<i class="wandering"></i>'
+    )
     return (
         f'<div class="progress" role="status"><span>{esc(label)}</span>'
         f"<em>{esc(amount)}</em><em>{step.seconds:.0f} s</em><b>{bar}</b></div>"
     )
 
 
-def state_line(state: str, left: str = "") -> str:
-    """Which state of the model a result is about; it stands above every result."""
+def state_line(state: str, left: str = "", stamp: str = "") -> str:
+    """Which state of the model a result is about; it stands above every result.
+
+    stamp: that state's mark. Once the model is in another state, the line says so by itself.
+    """
     head = f"{esc(left)} " if left else ""
-    return f'<p class="about">{head}<span>{esc(state)}</span></p>'
+    mark = f' data-stamp="{stamp}"' if stamp else ""
+    return f'<p class="about"{mark}>{head}<span>{esc(state)}</span></p>'
 
 
 def facts_list(rows: Sequence[tuple[str, Any]]) -> str:
@@ -70,13 +81,12 @@ def table(
     kinds = kinds or "t" * len(heads)
     names = {"t": "", "n": "num", "m": "mono"}
     top = "".join(
-        f'<th class="{names[k]}" scope="col">{esc(h)}</th>' for h, k in zip(heads, kinds, strict=True)
+        f'<th class="{names[k]}" scope="col">{esc(h)}</th>'
+        for h, k in zip(heads, kinds, strict=True)
     )
     body = "".join(
         "<tr>"
-        + "".join(
-            f'<td class="{names[k]}">{cell(c)}</td>' for c, k in zip(row, kinds, strict=True)
-        )
+        + "".join(f'<td class="{names[k]}">{cell(c)}</td>' for c, k in zip(row, kinds, strict=True))
         + "</tr>"
         for row in rows
     )
@@ -88,7 +98,9 @@ def table(
 
 def bar(share: float, css: str = "") -> Raw:
     """A thin bar for a probability, 0..1."""
-    return Raw(f'<span class="bar {css}"><i style="width:{100 * max(0.0, min(1.0, share)):.1f}%"></i></span>')
+    return Raw(
+        f'<span class="bar {css}"><i style="width:{100 * max(0.0, min(1.0, share)):.1f}%"></i></span>'
+    )
 
 
 def percent(value: float) -> str:

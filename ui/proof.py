@@ -56,9 +56,7 @@ def prove(model: Model) -> Proof:
         checked += 1
         if digest != lineage.original_hash(key):
             changed.append(key)
-    return Proof(
-        tuple(changed), checked, whole.hexdigest(), time.perf_counter() - started, exact
-    )
+    return Proof(tuple(changed), checked, whole.hexdigest(), time.perf_counter() - started, exact)
 
 
 def _parameter(model: Model, key: str):  # noqa: ANN202

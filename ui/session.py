@@ -108,6 +108,16 @@ class Bench:
         named = [(label(self.deltas[entry.id]), entry.on) for entry in self.stack]
         return state_name(self.name, named)
 
+    @property
+    def stamp(self) -> str:
+        """A short mark of the state: the same base with the same edits on, in order, has the same."""
+        import hashlib
+
+        if not self.is_open:
+            return "none"
+        ids = [str(self.path), *(delta.id for delta in self.on)]
+        return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:10]
+
     def add(self, delta: Delta) -> None:
         """Put a delta on top of the stack."""
         if any(entry.id == delta.id for entry in self.stack):

@@ -57,7 +57,9 @@ def toggled(stack: Stack, id: str) -> Stack:
 def removed(stack: Stack, id: str) -> Stack:
     index = find(stack, id)
     if stack[index].folder:
-        raise SurgeryError("this edit came with the checkpoint: switch it off instead of removing it")
+        raise SurgeryError(
+            "this edit came with the checkpoint: switch it off instead of removing it"
+        )
     return stack[:index] + stack[index + 1 :]
 
 

@@ -1,7 +1,8 @@
 """The look: Gradio's variables here, everything else in style.css.
 
-Plex Sans for the tool, Plex Mono for ids, tensors and YAML, Lora for what a model says, so that its
-words never look like the tool's own. All three lie in the Gradio package: nothing is fetched.
+Plex Sans for the tool, Plex Mono for ids, tensors and YAML (both lie in the Gradio package), and the
+reader's own serif for what a model says, so that its words never look like the tool's. Nothing is
+fetched.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ def theme() -> gr.themes.Base:
         radius_size=sizes.radius_sm,
         text_size=sizes.text_md,
         font=[
-            fonts.LocalFont("IBM Plex Sans", weights=(400, 600)),
+            fonts.LocalFont("IBM Plex Sans", weights=(400, 700)),
             "system-ui",
             "sans-serif",
         ],
         font_mono=[
-            fonts.LocalFont("IBM Plex Mono", weights=(400, 600)),
+            fonts.LocalFont("IBM Plex Mono", weights=(400, 700)),
             "ui-monospace",
             "monospace",
         ],

@@ -28,8 +28,8 @@ class TextPart(SuitePart):
 
     kind: str
     file: str
-    passages: int | None = Field(None, ge=1, description="how many; all by default")
-    tokens: int = Field(128, ge=2, description="longest passage in tokens")
+    passages: int | None = Field(default=None, ge=1, description="how many; all by default")
+    tokens: int = Field(default=128, ge=2, description="longest passage in tokens")
     field: str = "text"
 
 
@@ -40,11 +40,11 @@ class TaskPart(SuitePart):
     kind: TaskKind
     file: str | None = None
     label: str | None = None
-    items: int | None = Field(None, ge=1, description="how many; all by default")
-    group: str | None = Field(None, description="the field items are grouped by")
-    chance: float | None = Field(None, ge=0, le=1)
+    items: int | None = Field(default=None, ge=1, description="how many; all by default")
+    group: str | None = Field(default=None, description="the field items are grouped by")
+    chance: float | None = Field(default=None, ge=0, le=1)
     fields: dict[str, str] = Field(default_factory=dict, description="our name -> the file's name")
-    tokens: int = Field(32, ge=1, description="how long free answers may be")
+    tokens: int = Field(default=32, ge=1, description="how long free answers may be")
     normalize: Literal["none", "characters", "tokens"] = "none"
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -52,17 +52,17 @@ class TaskPart(SuitePart):
 class EditPart(SuitePart):
     """How the edit itself is checked."""
 
-    neighbours: int = Field(10, ge=0, description="most neighbours a fact")
-    plus: bool = Field(True, description="neighbours after the edited statement")
-    generations: int = Field(48, ge=0, description="most prompts that are answered freely")
-    facts: int | None = Field(None, ge=1, description="most facts that are asked about")
+    neighbours: int = Field(default=10, ge=0, description="most neighbours a fact")
+    plus: bool = Field(default=True, description="neighbours after the edited statement")
+    generations: int = Field(default=48, ge=0, description="most prompts that are answered freely")
+    facts: int | None = Field(default=None, ge=1, description="most facts that are asked about")
 
 
 class Controls(SuitePart):
     """identity, sham (how many, with seeds from `seed` on), and reloads at lower precision."""
 
     identity: bool = True
-    sham: int = Field(1, ge=0)
+    sham: int = Field(default=1, ge=0)
     sham_tasks: bool = True
     seed: int = 0
     reload: list[Literal["bfloat16", "int8", "int4"]] = Field(default_factory=list)
@@ -75,11 +75,11 @@ class Suite(SuitePart):
     name: str
     texts: list[TextPart] = Field(min_length=1)
     tasks: list[TaskPart] = Field(default_factory=list)
-    edit: EditPart = Field(default_factory=EditPart)  # type: ignore[arg-type]
-    controls: Controls = Field(default_factory=Controls)  # type: ignore[arg-type]
+    edit: EditPart = Field(default_factory=EditPart)
+    controls: Controls = Field(default_factory=Controls)
     answers: list[str] = Field(default_factory=list, description="general prompts, shown only")
     limits: dict[str, float] = Field(default_factory=dict)
-    folder: str = Field("", exclude=True)
+    folder: str = Field(default="", exclude=True)
 
     @classmethod
     def load(cls, name: str | Path) -> Suite:

@@ -24,7 +24,7 @@ from surgery.errors import Cancelled, SurgeryError
 ORDER = (
     ("fetch", "run", "solve", "apply", "undo", "show", "diff"),
     ("audit", "compare", "ladder", "flinch", "answers", "debate", "crosscheck"),
-    ("stats", "direction", "trace", "tune", "export"),
+    ("stats", "direction", "dial", "trace", "tune", "export"),
 )
 
 

@@ -32,11 +32,21 @@ def check_new_file(out: str | Path) -> None:
     _check_parent(path)
 
 
-def check_new_folder(out: str | Path, overwrite: bool) -> None:
-    """Raises SurgeryError if a folder cannot be made there."""
+def check_new_folder(out: str | Path, overwrite: bool, base: str | Path | None = None) -> None:
+    """Raises SurgeryError if a checkpoint folder cannot be made there.
+
+    Writing it checks the same and more; here it is asked before hours of solving.
+    """
     path = Path(out)
-    if os.path.lexists(path) and not overwrite:
-        raise SurgeryError(f"{path} already exists: choose another name, or say --overwrite")
+    if base is not None:
+        source, target = Path(base).resolve(), path.resolve()
+        if target == source or source in target.parents or target in source.parents:
+            raise SurgeryError(f"{path} and the base {base} overlap: write the result elsewhere")
+    if os.path.lexists(path):
+        if not overwrite:
+            raise SurgeryError(f"{path} already exists: choose another name, or say --overwrite")
+        if not path.is_dir() or (any(path.iterdir()) and not (path / "config.json").is_file()):
+            raise SurgeryError(f"{path} exists and is no checkpoint folder: delete it yourself first")
     _check_parent(path)
 
 

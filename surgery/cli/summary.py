@@ -51,7 +51,7 @@ def summary(report: Report, metadata: Mapping[str, Any], width: int | None = Non
     figures += [figure for figure in report.figures if figure.name.startswith("task_")]
     lines += columns([("", "before", "after", "sham", "x sham"), *map(row, figures)])
     lines += _probabilities(report, width)
-    lines += ["", *_notes(figures)]
+    lines += ["", *_notes(figures, width)]
     lines += textwrap.wrap(f"{_DECISIONS[report.verdict.decision]}: {report.verdict.reason}", width)
     return "\n".join(lines)
 
@@ -106,9 +106,10 @@ def _probabilities(report: Report, width: int) -> list[str]:
     return lines
 
 
-def _notes(figures: Sequence[Figure]) -> list[str]:
+def _notes(figures: Sequence[Figure], width: int) -> list[str]:
     if not any(figure.sham is not None for figure in figures):
         return []
-    return [
-        "sham: a random edit of the same tensors, rank and size; x sham: how much more than it."
-    ]
+    said = (
+        "sham: a random edit of the same tensors, rank and size; x sham: how many times its damage"
+    )
+    return textwrap.wrap(said, width)

@@ -46,7 +46,7 @@ class Direction:
             **self.metadata,
         }
         tensors = {
-            name: getattr(self, name).detach().float().cpu().contiguous()
+            name: getattr(self, name).detach().float().cpu().contiguous().clone()
             for name in ("vector", "positive", "negative")
         }
         text = json.dumps(head, sort_keys=True, ensure_ascii=False)

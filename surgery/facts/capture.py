@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import os
 import torch
 from torch import nn
 
+from surgery.facts.requests import Request
 from surgery.facts.rows import Row
 from surgery.model import Model, by_length, pad
 from surgery.model.hooks import Stop, argument, first, hooks
@@ -87,13 +89,27 @@ def _stop(_module: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
     raise Stop
 
 
-def context_mean(per_row: torch.Tensor, contexts: int) -> torch.Tensor:
-    """Mean over the contexts of each fact: (facts * contexts, n) to (facts, n).
+def fact_keys(model: Model, requests: Sequence[Request], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+    """The key k* of every fact at each layer, (d_ff, facts) float64 on the CPU.
 
-    The bare prompt weighs one half and the prefixed ones share the other, as in MEMIT; with no
-    prefixes it is all there is.
+    A mean over the contexts a fact is met in, so that the edit does not hang on one wording: the bare
+    prompt, the prompt behind sampled texts (as in MEMIT), and the subject at the start of a sentence.
     """
-    grouped = per_row.reshape(-1, contexts, per_row.shape[-1])
-    if contexts == 1:
-        return grouped[:, 0]
-    return 0.5 * grouped[:, 0] + 0.5 * grouped[:, 1:].mean(1)
+    rows = [row for request in requests for row in (*request.rewriting, request.essence)]
+    contexts = len(requests[0].rewriting)
+    keys = capture(model, rows, keys=layers).keys
+    weights = context_weights(contexts).double()
+    return {
+        layer: torch.einsum("fcd,c->df", found.double().cpu().unflatten(0, (-1, contexts + 1)), weights)
+        for layer, found in keys.items()
+    }
+
+
+W = eval(os.environ.get("CTXW", "(0.5,0.5,0.0)"))
+def context_weights(contexts: int) -> torch.Tensor:
+    """Weights of the bare prompt, the prefixed ones, and the essence row; they sum to one."""
+    bare, prefixed, essence = W
+    rest = contexts - 1
+    each = [prefixed / rest] * rest if rest else []
+    weights = torch.tensor([bare, *each, essence])
+    return weights / weights.sum()

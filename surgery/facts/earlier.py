@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from surgery.facts.capture import capture, context_mean
-from surgery.facts.rows import rewriting_rows
+from surgery.facts.capture import fact_keys
+from surgery.facts.requests import request
 from surgery.model import Model
 from surgery.spec import Fact
 from surgery.stack.memory import stack
@@ -25,17 +25,13 @@ def earlier_edits(model: Model) -> list[dict[str, Any]]:
 
 def earlier_keys(model: Model, layer: int) -> torch.Tensor | None:
     """Keys (d_ff, n) of earlier facts at a layer, or None."""
-    means = []
+    found = []
     for edit in earlier_edits(model):
         facts = edit.get("facts")
-        if not isinstance(facts, list) or not facts:
-            continue
-        prefixes = edit.get("prefixes") or []
-        rows = [
-            row
-            for fact in facts
-            for row in rewriting_rows(model, Fact.model_validate(fact), prefixes)
-        ]
-        keys = capture(model, rows, keys=[layer]).keys[layer]
-        means.append(context_mean(keys, len(prefixes) + 1))
-    return torch.cat(means).T if means else None
+        if isinstance(facts, list) and facts:
+            requests = [
+                request(model, Fact.model_validate(fact), edit.get("prefixes") or [])
+                for fact in facts
+            ]
+            found.append(fact_keys(model, requests, [layer])[layer])
+    return torch.cat(found, dim=1) if found else None

@@ -38,6 +38,10 @@ class Requests:
         return len(self.prefixes) + 1
 
 
+def request(model: Model, fact: Fact, prefixes: Sequence[str]) -> Request:
+    return Request(fact, rewriting_rows(model, fact, prefixes), essence_row(model, fact))
+
+
 def load_facts(source: list[Fact] | str) -> list[Fact]:
     """The facts of a part.
 
@@ -66,10 +70,7 @@ def prepare(part: FactPart, model: Model, seed: int) -> Requests:
     else:
         with bare(model):
             prefixes = sample_prefixes(model, part.contexts, seed)
-    items = [
-        Request(fact, rewriting_rows(model, fact, prefixes), essence_row(model, fact))
-        for fact in facts
-    ]
+    items = [request(model, fact, prefixes) for fact in facts]
     return Requests(items, prefixes, _warnings(items))
 
 

@@ -15,6 +15,7 @@ import torch
 from surgery.model import Model, by_length, pad, tokenize
 from surgery.model.run import is_templated
 from surgery.progress import meter
+from surgery.training.prefix import inputs_after, shared_prefix
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,19 @@ def _decode(model: Model, rows: list[list[int]], limit: int) -> list[tuple[list[
     """Token ids after each row, and whether an end token stopped them (it is not among the ids)."""
     from transformers import DynamicCache
 
-    batch = pad(rows, model, side="left")
+    shared = shared_prefix(rows)
+    batch = pad([row[shared:] for row in rows], model, side="left")
+    inputs = inputs_after(model, rows[0][:shared], batch)
+    if not shared:
+        inputs |= {"past_key_values": DynamicCache(config=model.hf.config), "use_cache": True}
+    cache: Any = inputs["past_key_values"]
+    mask, positions = inputs["attention_mask"], inputs["position_ids"]
     ends = end_tokens(model)
-    cache: Any = DynamicCache(config=model.hf.config)
     spoken: list[list[int]] = [[] for _ in rows]
     finished = [False] * len(rows)
     alive = list(range(len(rows)))
-    ids, mask, positions = batch.ids, batch.mask, batch.positions
     for step in range(limit):
-        output = model.hf(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        output = model.hf(**inputs, logits_to_keep=1)
         chosen = output.logits[:, -1].argmax(-1)
         staying = []
         for line, token in enumerate(chosen.tolist()):
@@ -90,7 +88,13 @@ def _decode(model: Model, rows: list[list[int]], limit: int) -> list[tuple[list[
             cache.batch_select_indices(keep)
             chosen, mask, positions = chosen[keep], mask[keep], positions[keep]
             alive = [alive[line] for line in staying]
-        ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
         positions = positions[:, -1:] + 1
+        inputs = {
+            "input_ids": chosen[:, None],
+            "attention_mask": mask,
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
     return [(spoken[i], finished[i]) for i in range(len(rows))]

@@ -12,6 +12,7 @@ from surgery import resources
 from surgery.flinch.answering import answer
 from surgery.model import Model, chat, tokenize
 from surgery.progress import track
+from surgery.training.prefix import shared_prefix
 from surgery.training.supervised import Example, answer_logits
 
 ANSWER_TOKENS = 8
@@ -69,6 +70,7 @@ class Reference:
             if len(ids) < tokens and end is not None:
                 ids = [*ids, end]
             self.examples.append(Example(tuple(tokenize(model, prompt, False)), tuple(ids)))
+        self.shared = shared_prefix([example.prompt for example in self.examples])
         self.logprobs = self._read(model)
         self.texts = list(texts) if texts is not None else ordinary_texts(model)
         self.perplexity = perplexity(model, self.texts)
@@ -78,7 +80,7 @@ class Reference:
         found = []
         for begin in range(0, len(self.examples), _BATCH):
             batch = self.examples[begin : begin + _BATCH]
-            logits, _ = answer_logits(model, batch)
+            logits, _ = answer_logits(model, batch, self.shared)
             lengths = [len(e.answer) for e in batch]
             found += list(logits.float().log_softmax(-1).split(lengths))
         return found
@@ -89,7 +91,7 @@ class Reference:
         found, done = [], 0
         for begin in range(0, len(self.examples), _BATCH):
             batch = self.examples[begin : begin + _BATCH]
-            logits, _ = answer_logits(model, batch)
+            logits, _ = answer_logits(model, batch, self.shared)
             pieces = logits.float().log_softmax(-1).split([len(e.answer) for e in batch])
             for base, now in zip(self.logprobs[done : done + len(batch)], pieces, strict=True):
                 found.append(float((base.exp() * (base - now)).sum(-1).clamp_min(0).mean()))

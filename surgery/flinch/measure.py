@@ -1,4 +1,4 @@
-"""The flinch test itself: checkpoints and deltas, prompts of three kinds, with and without a system prompt."""
+"""The flinch test: checkpoints and deltas, three kinds of prompts, with and without a system prompt."""
 
 from __future__ import annotations
 
@@ -151,9 +151,7 @@ def behaviour(
     """What a model says to the prompts, judged."""
     framed = [chat(model, item.prompt, system) for item in items]
     said = answer(model, framed, tokens, label=label)
-    return Behaviour(
-        [Row(item, a, judge(a.text)) for item, a in zip(items, said, strict=True)]
-    )
+    return Behaviour([Row(item, a, judge(a.text)) for item, a in zip(items, said, strict=True)])
 
 
 def flinch(

@@ -109,3 +109,13 @@ def _by_name(path: Path) -> Kind | None:
     if "harmless" in name or "benign" in name:
         return "harmless"
     return None
+
+
+def limited(items: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` prompts of each kind, spread evenly over the set."""
+    found: list[Item] = []
+    for kind in KINDS:
+        of_kind = [item for item in items if item.kind == kind]
+        step = max(1.0, len(of_kind) / most)
+        found += [of_kind[int(i * step)] for i in range(min(most, len(of_kind)))]
+    return found

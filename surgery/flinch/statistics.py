@@ -36,7 +36,7 @@ def wilson(count: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     p = count / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (0.0 if count == 0 else centre - half), (1.0 if count == n else centre + half)
 
 
 def selectivity(

@@ -28,8 +28,10 @@ from surgery.directions.algebra import (
     orthonormal,
 )
 from surgery.directions.find import project_off
+from surgery.directions.select import FEWEST, select
 from surgery.errors import SurgeryError
 from surgery.methods.solved import Solved
+from surgery.methods.sparing import solve_sparing
 from surgery.model import Model
 from surgery.progress import track
 from surgery.spec import AblateEdit, read_prompts
@@ -42,6 +44,8 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
         SurgeryError: no direction to remove, a writer or layer the model does not have, a tied
             embedding among the writers without saying what becomes of the head.
     """
+    if part.spare is not None and part.sparing == "shift" and part.direction is None:
+        return solve_sparing(_prompts(part), model, seed)
     directions, filled = _directions(part, model)
     R = orthonormal([_vector(d, part) for d in directions])
     strengths = layer_strengths(part, model.n_layers)
@@ -66,6 +70,7 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
         filled,
         {
             "direction": {"layer": directions[0].layer, "position": directions[0].position},
+            "selection": directions[0].metadata.get("selection"),
             "writers": len(chosen),
             "leak": {"most": max(leaks.values()), "least": min(leaks.values())},
         },
@@ -85,23 +90,37 @@ def _directions(part: AblateEdit, model: Model) -> tuple[list[Direction], Ablate
                     f"{file} has {one.vector.numel()} numbers, the stream has {model.hidden_size}"
                 )
         return found, part
+    part = _prompts(part)
+    assert isinstance(part.positive, list) and isinstance(part.negative, list)
+    spare = part.spare if isinstance(part.spare, list) else None
+    enough = min(len(part.positive), len(part.negative)) >= FEWEST
+    if part.layer is None and part.position is None and spare is None and enough:
+        found = select(model, part.positive, part.negative, use_chat=part.chat).direction
+    else:
+        found = difference_of_means(
+            model,
+            part.positive,
+            part.negative,
+            part.layer,
+            part.position or -1,
+            spare,
+            part.chat,
+        )
+    filled = part.model_copy(update={"layer": found.layer, "position": found.position})
+    return [found], filled
+
+
+def _prompts(part: AblateEdit) -> AblateEdit:
+    """The part with its prompts read from their files."""
     if part.positive is None or part.negative is None:
         raise SurgeryError("ablate needs positive and negative prompts, or a saved direction")
-    positive, negative = read_prompts(part.positive), read_prompts(part.negative)
-    spare = read_prompts(part.spare) if part.spare is not None else None
-    found = difference_of_means(
-        model, positive, negative, part.layer, part.position or -1, spare, part.chat
-    )
-    filled = part.model_copy(
+    return part.model_copy(
         update={
-            "positive": positive,
-            "negative": negative,
-            "spare": spare,
-            "layer": found.layer,
-            "position": found.position,
+            "positive": read_prompts(part.positive),
+            "negative": read_prompts(part.negative),
+            "spare": read_prompts(part.spare) if part.spare is not None else None,
         }
     )
-    return [found], filled
 
 
 def _vector(direction: Direction, part: AblateEdit) -> torch.Tensor:

@@ -9,7 +9,7 @@ this is ROME.
 
 from __future__ import annotations
 
-from surgery.facts.capture import capture, context_mean
+from surgery.facts.capture import fact_keys
 from surgery.facts.least_squares import in_metric, solve
 from surgery.facts.requests import prepare
 from surgery.facts.target import solve_targets
@@ -34,12 +34,10 @@ def solve_emmet(part: EmmetEdit, model: Model, seed: int) -> Solved:
         [item.essence for item in requests.items],
         settings,
     )
-    rows = [row for item in requests.items for row in item.rewriting]
-    captured = capture(model, rows, keys=[layer]).keys[layer].cpu()
-    keys = context_mean(captured, requests.contexts).T
-    second_moment = statistics.second_moment(layer, [fact.subject for fact in requests.facts])
+    keys = fact_keys(model, requests.items, [layer])[layer]
+    second_moment = statistics.against(model, requests.facts)[layer]
     whitened = in_metric(second_moment, keys, RIDGE)
-    energy = (keys.double() * whitened).sum(0)
+    energy = (keys * whitened).sum(0)
     B, A = solve(keys, whitened, found.change.T.cpu(), part.ridge * float(energy.mean()))
     filled = part.model_copy(
         update={

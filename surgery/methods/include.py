@@ -13,6 +13,7 @@ from surgery.model import Model
 from surgery.progress import track
 from surgery.spec import DeltaEdit
 from surgery.stack.lineage import Lineage
+from surgery.stack.memory import stack_ids
 
 
 def solve_include(part: DeltaEdit, model: Model, seed: int) -> Solved:
@@ -24,7 +25,9 @@ def solve_include(part: DeltaEdit, model: Model, seed: int) -> Solved:
     path = Path(part.path)
     untie = edits_head = False
     if part.minus is not None:
-        tensors = _difference(Checkpoint.open(path), Checkpoint.open(Path(part.minus)))
+        edited, base = Checkpoint.open(path), Checkpoint.open(Path(part.minus))
+        tensors = _difference(edited, base)
+        edits_head = edited.tied_embeddings
     elif path.is_dir():
         tensors = _adapter(path, model)
     else:
@@ -33,6 +36,12 @@ def solve_include(part: DeltaEdit, model: Model, seed: int) -> Solved:
         if delta.base_id != base_id:
             raise SurgeryError(
                 f"{path} was solved for the base {delta.base_id[:12]}, this is {base_id[:12]}"
+            )
+        below = [one for one in delta.stack if one not in stack_ids(model)]
+        if below:
+            raise SurgeryError(
+                f"{path} was solved on top of edit {below[0][:12]}, which this model does not have: "
+                "apply that one first, or include both"
             )
         tensors, untie = dict(delta.tensors), delta.untie
         edits_head = bool(delta.metadata.get("edits_head"))
@@ -67,14 +76,16 @@ def _adapter(folder: Path, model: Model) -> dict[str, Change]:
         raise SurgeryError(
             f"{folder} is no LoRA adapter: no readable adapter_config.json"
         ) from None
-    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+    # Initialisations of this kind change the base's weights as well, and the adapter counts from there.
+    moved = str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq"))
+    odd = config.get("use_dora") or config.get("alpha_pattern") or moved
+    if config.get("peft_type") != "LORA" or odd:
         raise SurgeryError(f"{folder} is not a plain LoRA adapter: only those can be included")
     from safetensors.torch import load_file
 
     weights = folder / "adapter_model.safetensors"
     read_header(weights)
     stored = load_file(str(weights))
-    scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
     found: dict[str, Change] = {}
     used: set[str] = set()
     for name, a in stored.items():
@@ -85,7 +96,8 @@ def _adapter(folder: Path, model: Model) -> dict[str, Change]:
         if partner not in stored:
             raise SurgeryError(f"{weights}: {name} has no lora_B beside it")
         used |= {name, partner}
-        A, B = a.float(), stored[partner].float() * scale
+        rank = a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0]
+        A, B = a.float(), stored[partner].float() * (config["lora_alpha"] / rank)
         if config.get("fan_in_fan_out"):
             A, B = B.T.contiguous(), A.T.contiguous()
         found[model.stored_key(f"{module}.weight")] = LowRank(A=A, B=B)

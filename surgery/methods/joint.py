@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from surgery.delta import Change, combine
-from surgery.facts.capture import capture, context_mean
+from surgery.facts.capture import capture, fact_keys
 from surgery.facts.earlier import earlier_keys
 from surgery.facts.least_squares import compress, solve
 from surgery.facts.requests import Request
@@ -62,13 +62,10 @@ def solve_joint(
     accumulate: bool,
 ) -> Joint:
     """Spread residuals over layers. wanted: z, (facts, d_model), of the stream after the last layer."""
-    contexts = len(requests[0].rewriting)
-    rows = [row for request in requests for row in request.rewriting]
     bare = [request.rewriting[0] for request in requests]
     last = layers[-1]
     sweeps = POST_NORM_SWEEPS if model.mlp_post_norm(last) is not None else 1
-    with applied(model, []):
-        start = capture(model, bare, stream=[last]).stream[last]
+    start = capture(model, bare, stream=[last]).stream[last]
     total = (wanted - start).double()
 
     result = Joint({})
@@ -78,9 +75,8 @@ def solve_joint(
                 with applied(model, as_delta(model, result.tensors)):
                     factors, report = _one_layer(
                         model,
-                        rows,
+                        requests,
                         bare,
-                        contexts,
                         wanted,
                         layer,
                         last,
@@ -101,9 +97,8 @@ def solve_joint(
 
 def _one_layer(
     model: Model,
-    rows: Sequence[Row],
+    requests: Sequence[Request],
     bare: Sequence[Row],
-    contexts: int,
     wanted: torch.Tensor,
     layer: int,
     last: int,
@@ -111,8 +106,7 @@ def _one_layer(
     metric: Metric,
     accumulate: bool,
 ) -> tuple[Change, dict[str, Any]]:
-    captured = capture(model, rows, keys=[layer]).keys[layer]
-    keys = context_mean(captured, contexts).T.double().cpu()  # (d_ff, n)
+    keys = fact_keys(model, requests, [layer])[layer]
     now = capture(model, bare, values=[layer], stream=[last])
     share = (wanted - now.stream[last]) / left
     residual = _before_norm(model, layer, now.values[layer], share).T.double().cpu()  # (d, n)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from surgery.facts.capture import capture, context_mean
+from surgery.facts.capture import fact_keys
 from surgery.facts.least_squares import factor, in_metric
 from surgery.methods.joint import Metric, solve_joint
 from surgery.methods.solved import Solved
@@ -45,8 +45,6 @@ def solve_memit(part: MemitEdit, model: Model, seed: int) -> Solved:
 def _typical_weight(model: Model, spread: Spread) -> float:
     """Median g = k^T C^-1 k over the facts, at the last layer."""
     layer = spread.layers[-1]
-    rows = [row for request in spread.requests.items for row in request.rewriting]
-    captured = capture(model, rows, keys=[layer]).keys[layer].double().cpu()
-    keys = context_mean(captured, spread.requests.contexts).T
+    keys = fact_keys(model, spread.requests.items, [layer])[layer]
     whitened = in_metric(spread.moments[layer], keys, RIDGE)
     return float((keys * whitened).sum(0).median())

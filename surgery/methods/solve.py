@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from surgery.delta import Change, Delta, combine
+from surgery.errors import SurgeryError
 from surgery.methods.ablate import solve_ablate
 from surgery.methods.alphaedit import solve_alphaedit
 from surgery.methods.emmet import solve_emmet
@@ -58,6 +59,11 @@ def solve(spec: EditSpec, model: Model) -> Delta:
         ranks = {key: [_rank(tensors.get(key)), _rank(c)] for key, c in solved.tensors.items()}
         tensors = combine([tensors, solved.tensors])
         untie, edits_head = untie or solved.untie, edits_head or solved.edits_head
+        if untie and edits_head:
+            raise SurgeryError(
+                "one edit of this spec unties the output head, another edits it with the embedding: "
+                "say the same of both"
+            )
         parts.append(solved.part)
         # Which columns of the factors belong to this edit: [first, how many] by tensor.
         diagnostics.append({"kind": part.kind, **solved.diagnostics, "ranks": ranks})

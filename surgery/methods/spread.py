@@ -69,9 +69,8 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
         [request.essence for request in requests.items],
         settings,
     )
-    subjects = [fact.subject for fact in requests.facts]
-    moments = {layer: statistics.second_moment(layer, subjects) for layer in layers}
-    return Spread(layers, requests, settings, targets, statistics, moments)
+    against = statistics.against(model, requests.facts)
+    return Spread(layers, requests, settings, targets, statistics, against)
 
 
 def filled(part: P, spread: Spread) -> P:

@@ -16,44 +16,57 @@ from surgery.spec.facts import Fact
 class Part(BaseModel):
     """What all kinds share: unknown fields are errors, and nothing is coerced."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class FactPart(Part):
     """What the kinds that change facts share. The defaults suit models from 100 M parameters up."""
 
     facts: list[Fact] | str = Field(description="the facts, or the path of a list of them")
-    steps: int = Field(25, ge=1, description="most optimiser steps for a target")
-    learning_rate: float | None = Field(None, gt=0, description="of the target optimiser (Adam)")
+    steps: int = Field(default=25, ge=1, description="most optimiser steps for a target")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="of the target optimiser (Adam)"
+    )
     clamp: float | None = Field(
-        None, gt=0, description="longest change of the target, in lengths of what was there"
+        default=None, gt=0, description="longest change of the target, in lengths of what was there"
     )
     kl_factor: float = Field(
-        0.0625, ge=0, description="weight of keeping what is said of the subject in general"
+        default=0.0625, ge=0, description="weight of keeping what is said of the subject in general"
     )
-    weight_decay: float | None = Field(None, ge=0)
-    stop_loss: float = Field(0.05, gt=0, description="a fact is done at this loss")
-    contexts: int = Field(5, ge=0, description="sampled texts put before the prompt, beside none")
-    prefixes: list[str] | None = Field(None, description="use these texts instead of sampling")
+    weight_decay: float | None = Field(default=None, ge=0)
+    stop_loss: float = Field(default=0.05, gt=0, description="a fact is done at this loss")
+    contexts: int = Field(
+        default=5, ge=0, description="sampled texts put before the prompt, beside none"
+    )
+    prefixes: list[str] | None = Field(
+        default=None, description="use these texts instead of sampling"
+    )
     statistics: str | None = Field(
-        None, description="text for the second moments: file or folder; default ships with us"
+        default=None,
+        description="text for the second moments: file or folder; default ships with us",
     )
-    statistics_tokens: int | None = Field(None, ge=1)
+    statistics_tokens: int | None = Field(default=None, ge=1)
 
 
 class RomeEdit(FactPart):
     """One layer, rank one per fact (ROME with consistent keys, arXiv 2202.05262 and 2403.07175)."""
 
     kind: Literal["rome"] = "rome"
-    layer: int | None = Field(None, ge=0)
-    ridge: float = Field(1e-4, ge=0, description="added to the second moment, relative to its mean")
+    layer: int | None = Field(default=None, ge=0)
+    ridge: float = Field(
+        default=1e-4, ge=0, description="added to the second moment, relative to its mean"
+    )
 
 
 class SpreadPart(FactPart):
     """Kinds that solve many facts jointly over several layers."""
 
     layers: list[int] | None = None
-    accumulate: bool = Field(False, description="keep the keys of earlier edits in the solve")
+    accumulate: bool = Field(
+        default=False, description="keep the keys of earlier edits in the solve"
+    )
 
 
 class MemitEdit(SpreadPart):
@@ -61,7 +74,7 @@ class MemitEdit(SpreadPart):
 
     kind: Literal["memit"] = "memit"
     statistics_weight: float | None = Field(
-        None, gt=0, description="lambda: weight of the second moment against the facts"
+        default=None, gt=0, description="lambda: weight of the second moment against the facts"
     )
 
 
@@ -71,17 +84,22 @@ class AlphaEdit(SpreadPart):
     kind: Literal["alphaedit"] = "alphaedit"
     accumulate: bool = True
     threshold: float | None = Field(
-        None, gt=0, lt=1, description="share of the keys' energy outside the protected space"
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of the keys' energy outside the protected space",
     )
-    ridge: float | None = Field(None, gt=0, description="L2 of the solve, relative to the keys")
+    ridge: float | None = Field(
+        default=None, gt=0, description="L2 of the solve, relative to the keys"
+    )
 
 
 class EmmetEdit(FactPart):
     """Equality-constrained batch at one layer (EMMET, arXiv 2403.14236)."""
 
     kind: Literal["emmet"] = "emmet"
-    layer: int | None = Field(None, ge=0)
-    ridge: float = Field(1e-3, ge=0, description="softening of the equalities, relative")
+    layer: int | None = Field(default=None, ge=0)
+    ridge: float = Field(default=1e-3, ge=0, description="softening of the equalities, relative")
 
 
 class FinetuneEdit(Part):
@@ -89,13 +107,13 @@ class FinetuneEdit(Part):
 
     kind: Literal["finetune"] = "finetune"
     facts: list[Fact] | str
-    layer: int | None = Field(None, ge=0)
-    steps: int = Field(25, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
+    layer: int | None = Field(default=None, ge=0)
+    steps: int = Field(default=25, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
     norm_limit: float | None = Field(
-        None, gt=0, description="largest change of any weight (L-infinity); none by default"
+        default=None, gt=0, description="largest change of any weight (L-infinity); none by default"
     )
-    stop_loss: float = Field(0.05, gt=0)
+    stop_loss: float = Field(default=0.05, gt=0)
 
 
 Prompts = list[str] | str
@@ -106,31 +124,44 @@ class AblateEdit(Part):
     """Remove, weaken or amplify a direction of the residual stream (arXiv 2406.11717)."""
 
     kind: Literal["ablate"] = "ablate"
-    positive: Prompts | None = Field(None, description="prompts that show the behaviour")
-    negative: Prompts | None = Field(None, description="prompts that do not")
-    spare: Prompts | None = Field(None, description="prompts whose behaviour is kept")
-    direction: str | list[str] | None = Field(
-        None, description="saved direction files, instead of prompt sets"
+    positive: Prompts | None = Field(default=None, description="prompts that show the behaviour")
+    negative: Prompts | None = Field(default=None, description="prompts that do not")
+    spare: Prompts | None = Field(default=None, description="prompts whose behaviour is kept")
+    sparing: Literal["shift", "orthogonal"] = Field(
+        default="shift",
+        description="shift: move only prompts like the positive ones; orthogonal: ablate what the "
+        "direction has outside that of the spared prompts",
     )
-    layer: int | None = Field(None, ge=0, description="where the direction is read")
-    position: int | None = Field(None, lt=0, description="token of the prompt, from its end")
-    layers: list[int] | None = Field(None, description="layers whose writers are edited")
+    ridge: float = Field(default=0.1, gt=0, description="of the detector of sparing: shift")
+    direction: str | list[str] | None = Field(
+        default=None, description="saved direction files, instead of prompt sets"
+    )
+    layer: int | None = Field(default=None, ge=0, description="where the direction is read")
+    position: int | None = Field(
+        default=None, lt=0, description="token of the prompt, from its end"
+    )
+    layers: list[int] | None = Field(default=None, description="layers whose writers are edited")
     writers: list[WriterName] = Field(default_factory=lambda: ["attention", "mlp"])
     strength: float | list[float] | dict[int, float] = Field(
-        1.0, description="1 removes, 0.5 halves, negative amplifies; a list is a curve over depth"
+        default=1.0,
+        description="1 removes, 0.5 halves, negative amplifies; a list is a curve over depth",
     )
     chat: bool | None = Field(
-        None, description="wrap prompts in the chat template, if there is one"
+        default=None, description="wrap prompts in the chat template, if there is one"
     )
-    project: bool = Field(False, description="keep what harmless prompts have along the direction")
+    project: bool = Field(
+        default=False, description="keep what harmless prompts have along the direction"
+    )
     norm: Literal["free", "columns"] = Field(
-        "free", description="columns: keep the length of every column of an edited matrix"
+        default="free", description="columns: keep the length of every column of an edited matrix"
     )
     mean: Literal["zero", "keep"] = Field(
-        "zero", description="keep: move the removed component to the negatives' mean (affine)"
+        default="zero",
+        description="keep: move the removed component to the negatives' mean (affine)",
     )
     embeddings: Literal["untie", "both"] | None = Field(
-        None, description="for a tied embedding among the writers: split it from the head, or both"
+        default=None,
+        description="for a tied embedding among the writers: split it from the head, or both",
     )
 
     @field_validator("strength", mode="before")
@@ -151,7 +182,7 @@ class DeltaEdit(Part):
     kind: Literal["delta"] = "delta"
     path: str
     minus: str | None = Field(
-        None, description="a second checkpoint: the delta is path minus this one"
+        default=None, description="a second checkpoint: the delta is path minus this one"
     )
     scale: float = 1.0
 

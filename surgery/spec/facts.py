@@ -27,9 +27,9 @@ class Fact(BaseModel):
     subject: str = Field(min_length=1)
     target: str = Field(min_length=1, validation_alias=AliasChoices("target", "target_new"))
     target_true: str | None = None
-    paraphrase_prompts: tuple[str, ...] = Field((), strict=False)
-    neighborhood_prompts: tuple[str, ...] = Field((), strict=False)
-    neighborhood_targets: tuple[str, ...] = Field((), strict=False)
+    paraphrase_prompts: tuple[str, ...] = Field(default=(), strict=False)
+    neighborhood_prompts: tuple[str, ...] = Field(default=(), strict=False)
+    neighborhood_targets: tuple[str, ...] = Field(default=(), strict=False)
 
     @model_validator(mode="after")
     def _subject_in_prompt(self) -> Fact:

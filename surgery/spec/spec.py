@@ -135,12 +135,17 @@ def _yaml(text: str, name: str) -> Any:
 
 def _plain(node: Any) -> Any:
     """Plain dicts, lists and scalars out of ruamel's annotated ones."""
+    from ruamel.yaml.scalarbool import ScalarBoolean
+
     if isinstance(node, dict):
         return {_plain(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(value) for value in node]
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind) and type(node) is not kind:
+    # A bool is an int to Python, and an anchored one is no bool to ruamel: neither may end as a number.
+    if isinstance(node, bool | ScalarBoolean):
+        return bool(node)
+    for kind in (int, float, str):
+        if isinstance(node, kind):
             return kind(node)
     return node
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from surgery.stack.disk import Applied, apply, rebuild
     from surgery.stack.lineage import Lineage, read_record
     from surgery.stack.memory import applied, bare, set_edits, stack, stack_ids
-    from surgery.stack.undo import undo
+    from surgery.stack.removal import undo
 
 _HOMES = {
     "check": "conflicts",
@@ -26,7 +26,7 @@ _HOMES = {
     "set_edits": "memory",
     "stack": "memory",
     "stack_ids": "memory",
-    "undo": "undo",
+    "undo": "removal",
 }
 __all__ = [
     "Applied",

@@ -21,6 +21,9 @@ from surgery.export.card import model_card
 from surgery.stack.conflicts import check
 from surgery.stack.lineage import BASE_FILES, FOLDER, FORMAT, ORIGINALS, RECORD, Lineage
 
+# What else changes with a tensor that the base does not have.
+_FRAME = ("config.json", INDEX_NAME)
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -96,7 +99,8 @@ def rebuild(
     patched = {*touched, *lineage.originals} - set(head.removed)
     own: dict[str, Content] = dict(files or {})
     if stack:
-        record = _record(lineage, stack, touched, sorted({*own, "README.md", *head.files}), audit)
+        names = sorted({*own, "README.md", *(_FRAME if head.untied else ())})
+        record = _record(lineage, stack, touched, names, audit)
         own["README.md"] = _card(lineage, stack, record)
         own |= _in_deltas(lineage, stack, touched, record)
     write_edited(
@@ -106,7 +110,7 @@ def rebuild(
         added={head.key: lineage.original(head.embedding)} if head.added else {},
         removed=head.removed,
         config_changes={"tie_word_embeddings": False} if head.splits else {},
-        restored=_base_files(lineage, head.files) if head.joins else {},
+        restored=_base_files(lineage, _FRAME) if head.joins else {},
         files={**_given_back(lineage), **own},
         link=link,
         overwrite=overwrite,
@@ -166,11 +170,6 @@ class _Head:
         """The tensor that the head is a second copy of, and has to stay one."""
         return self.embedding if self.tied and not self.untied else None
 
-    @property
-    def files(self) -> list[str]:
-        """Files that differ between a base with a tied head and its edits with a head of their own."""
-        return ["config.json", INDEX_NAME] if self.untied or self.was else []
-
 
 # ---------------------------------------------------------------------- what lies beside the weights
 def _base_files(lineage: Lineage, names: Collection[str]) -> dict[str, Path]:
@@ -180,7 +179,7 @@ def _base_files(lineage: Lineage, names: Collection[str]) -> dict[str, Path]:
 
 def _given_back(lineage: Lineage) -> dict[str, Content]:
     """The base's own version (None where it has none) of every file that the edits so far replaced."""
-    names = [n for n in lineage.record.get("files", []) if n not in ("config.json", INDEX_NAME)]
+    names = [name for name in lineage.record.get("files", []) if name not in _FRAME]
     return {name: lineage.base_file(name) for name in names}
 
 

@@ -15,11 +15,17 @@ from torch import nn
 from surgery.model import Model, by_length, pad, tokenize
 from surgery.model.hooks import Stop, argument, hooks
 from surgery.progress import meter
+from surgery.spec import Fact
 from surgery.stack.lineage import Lineage
 from surgery.stack.memory import bare
 from surgery.statistics.moments import Moment, MomentFitter
 from surgery.statistics.store import Store, content_key
-from surgery.statistics.subjects import WEIGHT, SubjectKeys, subject_keys
+from surgery.statistics.subjects import (
+    WEIGHT,
+    SubjectKeys,
+    moments_in_context,
+    subject_keys,
+)
 from surgery.statistics.text import WINDOW, read_passages, shuffled
 
 # Tokens by default, in multiples of the inner width d_ff. Two are enough to make C invertible; ten give
@@ -37,12 +43,17 @@ class Statistics:
     record: dict[str, Any] = field(default_factory=dict)
     subjects: SubjectKeys | None = None
 
-    def second_moment(self, layer: int, about: Sequence[str]) -> torch.Tensor:
-        """What an edit about the given subjects is solved against: (d_ff, d_ff) float64."""
-        text = self.moments[layer].mean.double()
+    def against(self, model: Model, facts: Sequence[Fact]) -> dict[int, torch.Tensor]:
+        """What an edit of these facts is solved against, by layer: (d_ff, d_ff) float64 on the CPU."""
+        text = {layer: moment.mean.double() for layer, moment in self.moments.items()}
         if self.subjects is None:
             return text
-        return text + WEIGHT * self.subjects.moment(layer, about)
+        about = [fact.subject for fact in facts]
+        here = moments_in_context(model, facts, list(text))
+        return {
+            layer: c + WEIGHT * (self.subjects.moment(layer, about) + here[layer])
+            for layer, c in text.items()
+        }
 
 
 def collect(

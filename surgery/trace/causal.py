@@ -11,7 +11,8 @@ window of layers around each (about a fifth of the depth; the paper takes 10 of 
 
 A state at token t changes nothing before t and nothing below its layer. So the keys and values of the
 noised run up to t are kept, only the tokens from t on are run, and blocks below are skipped; the
-states of several layers at one token share a batch.
+states of several layers at one token share a batch. Most states have no effect at all: each is tried
+with a few noise samples first, and only those that show something get the rest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from surgery.trace.sites import Site, every
 
 TraceKind = Literal["stream", "mlp", "attention"]
 KINDS: tuple[TraceKind, ...] = ("stream", "mlp", "attention")
+# The effect, as a share of what the noise takes away, from which on a state gets all noise samples.
+_NOTICED = 0.01
+# Rows times tokens from which on a batch is worth a pass of its own.
+_WORTHWHILE = 48
 # How many distinct tokens of the shipped text the spread of embeddings is measured on.
 _SPREAD_TOKENS = 2000
 
@@ -43,8 +48,8 @@ class CausalTrace:
     tokens: the prompt's tokens as text. subject: first and last index of the subject's tokens; effects
     before the subject are exactly zero. base and corrupted: probability of `answer` (its first token)
     after the clean prompt, and after the noised one (mean over samples). sigma: standard deviation of
-    the noise. error: standard error of the effects over the noise samples. window: layers restored
-    together for MLP and attention.
+    the noise. error: standard error of the effects over the noise samples each had. window: layers
+    restored together for MLP and attention.
     """
 
     prompt: str
@@ -90,10 +95,22 @@ class CausalTrace:
         return layer, token, float(effect[layer, token])
 
     @property
+    def state(self) -> tuple[int, int, float]:
+        """Layer, token and effect of the MLP state of the subject that matters most (of the stream's or
+        attention's, if no MLP was traced)."""
+        effect = self.effects[self.main_kind][:, self.subject[0] : self.subject[1] + 1]
+        layer, offset = divmod(int(effect.argmax()), effect.shape[1])
+        return layer, self.subject[0] + offset, float(effect[layer, offset])
+
+    @property
+    def main_kind(self) -> TraceKind:
+        """The kind of state that speaks for where a fact is stored."""
+        return "mlp" if "mlp" in self.effects else next(iter(self.effects))
+
+    @property
     def layer(self) -> int:
-        """The layer to edit: where restoring the MLP at the subject's last token helps most."""
-        kind: TraceKind = "mlp" if "mlp" in self.effects else next(iter(self.effects))
-        return int(self.effects[kind][:, self.subject[1]].argmax())
+        """The layer to try an edit at first: that of `state`."""
+        return self.state[0]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -109,8 +126,10 @@ class CausalTrace:
             "samples": self.samples,
             "window": self.window,
             "best_layer": self.layer,
-            "best": {k: dict(zip(("layer", "token", "effect"), self.best(k), strict=True))
-                     for k in self.effects},
+            "best": {
+                k: dict(zip(("layer", "token", "effect"), self.best(k), strict=True))
+                for k in self.effects
+            },
             "effects": {kind: _rounded(effect) for kind, effect in self.effects.items()},
             "standard_error": {kind: _rounded(error) for kind, error in self.error.items()},
             "notes": self.notes,
@@ -127,18 +146,21 @@ def causal_trace(
     kinds: Sequence[TraceKind] = KINDS,
     window: int | None = None,
     seed: int = 0,
+    screen: int = 2,
     batch_tokens: int = 1024,
     engine: Engine = "nnsight",
 ) -> CausalTrace:
     """Trace where the model finds the answer to `prompt`, which names `subject` literally or as {}.
 
     noise: in standard deviations of the model's token embeddings. answer: whose first token is
-    measured; by default what the model itself says next.
+    measured; by default what the model itself says next. screen: noise samples that every state gets;
+    those that show less than 1 % of what the noise takes away get no more. `screen=samples` gives all
+    of them all.
 
     Raises:
         SurgeryError: a prompt without its subject, or numbers that make no sense.
     """
-    if samples < 1 or noise <= 0:
+    if samples < 1 or screen < 1 or noise <= 0:
         raise SurgeryError("a trace needs at least one noise sample, and noise above zero")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
@@ -158,8 +180,10 @@ def causal_trace(
     total = len(kinds) * (len(ids) - span[0]) * model.n_layers
     with meter("tracing", total, unit="state") as progress:
         for kind in kinds:
-            effects[kind], errors[kind] = tracer.effects(kind, batch_tokens, progress.advance)
-    return CausalTrace(
+            effects[kind], errors[kind] = tracer.effects(
+                kind, min(screen, samples), batch_tokens, progress.advance
+            )
+    trace = CausalTrace(
         prompt=text,
         subject_text=subject,
         answer=model.tokenizer.decode([tracer.answer]).strip(),
@@ -175,6 +199,13 @@ def causal_trace(
         error=errors,
         notes=notes,
     )
+    _, token, effect = trace.state
+    if token != span[1] and effect > 4 * float(effects[trace.main_kind][:, span[1]].max()):
+        notes.append(
+            f"what matters is at {trace.tokens[token].strip()!r}, not at the subject's last token "
+            f"{trace.tokens[span[1]].strip()!r}, where fact edits write"
+        )
+    return trace
 
 
 def _prompt(model: Model, prompt: str, subject: str) -> tuple[str, list[int], tuple[int, int]]:
@@ -234,7 +265,9 @@ class _Tracer:
     corrupted: torch.Tensor  # (samples,) probability of the answer
     clean: dict[Site, torch.Tensor]  # (tokens, d)
     noised: dict[int, torch.Tensor]  # stream into each layer, (samples, tokens, d)
-    past: list[tuple[torch.Tensor, torch.Tensor]]  # of the noised run, by layer, (samples, heads, tokens, ..)
+    past: list[
+        tuple[torch.Tensor, torch.Tensor]
+    ]  # of the noised run, by layer, (samples, heads, tokens, ..)
     window: int
     engine: Engine
 
@@ -303,7 +336,7 @@ class _Tracer:
             corrupted=noised.logits[:, -1].float().softmax(-1)[:, token].cpu(),
             clean={site: hidden[0] for site, hidden in clean.hidden.items()},
             noised={s.layer: h for s, h in noised.hidden.items() if s.layer is not None},
-            past=[(layer.keys, layer.values) for layer in cache.layers],
+            past=_kept(cache),
             window=window,
             engine=engine,
         )
@@ -313,57 +346,78 @@ class _Tracer:
         if kind == "stream":
             return range(layer, layer + 1)
         low = max(0, layer - self.window // 2)
-        return range(low, min(self.model.n_layers, low + self.window))
+        return range(low, min(self.model.n_layers, layer - self.window // 2 + self.window))
 
     def effects(
-        self, kind: TraceKind, batch_tokens: int, advance: Callable[[float], None]
+        self, kind: TraceKind, screen: int, batch_tokens: int, advance: Callable[[float], None]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Effects of every layer and token and their standard errors, (layers, tokens)."""
         depth, width = self.model.n_layers, len(self.ids)
-        mean, error = torch.zeros(depth, width), torch.zeros(depth, width)
+        gained = torch.full((depth, width, self.samples), torch.nan)
+        gained[:, : self.first] = 0.0
+        noticed = _NOTICED * abs(self.base - self.corrupted_mean)
         for token in range(self.first, width):
-            rows = max(1, batch_tokens // (self.samples * (width - token)))
-            # Few layers at a time, because the blocks below the lowest of them need not run.
-            group = min(rows, max(1, depth // 6))
-            for low in range(0, depth, group):
-                layers = range(low, min(depth, low + group))
-                gained = self._restore(kind, layers, token) - self.corrupted
-                mean[layers.start : layers.stop, token] = gained.mean(1)
-                spread = gained.std(1) if self.samples > 1 else torch.full((len(layers),), torch.nan)
-                error[layers.start : layers.stop, token] = spread / self.samples**0.5
-                advance(len(layers))
-        return mean, error
+            self._fill(gained, kind, token, range(depth), slice(0, screen), batch_tokens)
+            shown = gained[:, token, :screen].mean(1).abs() >= noticed
+            layers = shown.nonzero()[:, 0].tolist()
+            if layers and screen < self.samples:
+                self._fill(gained, kind, token, layers, slice(screen, self.samples), batch_tokens)
+            advance(depth)
+        count = (~gained.isnan()).sum(-1)
+        mean = gained.nanmean(-1)
+        square = (gained - mean[..., None]).square().nansum(-1)
+        return mean, (square / (count - 1) / count).sqrt()
 
-    def _restore(self, kind: TraceKind, layers: range, token: int) -> torch.Tensor:
-        """Probability of the answer, (layers, samples), with one state restored in each row."""
-        model, samples = self.model, self.samples
+    def _fill(
+        self,
+        gained: torch.Tensor,
+        kind: TraceKind,
+        token: int,
+        layers: Sequence[int],
+        samples: slice,
+        batch_tokens: int,
+    ) -> None:
+        """Measure the states of some layers at one token with some of the noise samples."""
+        each = (samples.stop - samples.start) * (len(self.ids) - token)
+        # Few layers at a time, because the blocks below the lowest of them need not run; but a pass
+        # over the weights has to be worth its while.
+        group = max(self.model.n_layers // 6, -(-_WORTHWHILE // each))
+        group = max(1, min(group, batch_tokens // each))
+        for start in range(0, len(layers), group):
+            some = list(layers[start : start + group])
+            gained[some, token, samples] = self._restore(kind, some, token, samples)
+
+    def _restore(
+        self, kind: TraceKind, layers: Sequence[int], token: int, samples: slice
+    ) -> torch.Tensor:
+        """Gain in the answer's probability, (layers, samples), with one state restored in each row."""
+        count = samples.stop - samples.start
         windows = [self.restored(kind, layer) for layer in layers]
         begin = min(window.start for window in windows)
         changes: dict[Site, Any] = {}
         for layer in range(begin, max(window.stop for window in windows)):
             here = [i for i, window in enumerate(windows) if layer in window]
-            rows = torch.tensor(
-                [i * samples + s for i in here for s in range(samples)], device=model.device
-            )
-            site = Site(kind, layer)
-            changes[site] = _Put(rows, self.clean[site][token])
-        hidden = self.noised[begin][:, token:].repeat(len(layers), 1, 1)
+            if here:
+                rows = torch.tensor([i * count + s for i in here for s in range(count)])
+                site = Site(kind, layer)
+                changes[site] = _Put(rows.to(self.model.device), self.clean[site][token])
+        hidden = self.noised[begin][samples, token:].repeat(len(layers), 1, 1)
         result = run(
-            model,
-            self._inputs(token, len(layers)),
+            self.model,
+            self._inputs(token, len(layers), samples),
             (),
             changes,
             begin=(begin, hidden),
             engine=self.engine,
         )
         odds = result.logits[:, -1].float().softmax(-1)[:, self.answer]
-        return odds.reshape(len(layers), samples).cpu()
+        return odds.reshape(len(layers), count).cpu() - self.corrupted[samples]
 
-    def _inputs(self, token: int, repeats: int) -> dict[str, Any]:
+    def _inputs(self, token: int, repeats: int, samples: slice) -> dict[str, Any]:
         """The prompt from `token` on in every row, behind the noised run's keys and values before it."""
         from transformers import DynamicCache
 
-        device, rows = self.model.device, repeats * self.samples
+        device, rows = self.model.device, repeats * (samples.stop - samples.start)
         ids = torch.tensor(self.ids[token:], device=device).expand(rows, -1)
         positions = torch.arange(token, len(self.ids), device=device).expand(rows, -1)
         inputs: dict[str, Any] = {
@@ -377,8 +431,8 @@ class _Tracer:
             cache = DynamicCache()
             for layer, (keys, values) in enumerate(self.past):
                 cache.update(
-                    keys[:, :, :token].repeat(repeats, 1, 1, 1),
-                    values[:, :, :token].repeat(repeats, 1, 1, 1),
+                    keys[samples, :, :token].repeat(repeats, 1, 1, 1),
+                    values[samples, :, :token].repeat(repeats, 1, 1, 1),
                     layer,
                 )
             inputs["past_key_values"] = cache
@@ -396,6 +450,11 @@ class _Put:
         changed = hidden.clone()
         changed[self.rows, 0] = self.state.to(hidden.dtype)
         return changed
+
+
+def _kept(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of every layer of a cache."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def _rounded(values: torch.Tensor) -> list[list[float]]:

@@ -60,7 +60,9 @@ def _panel(axes: Any, trace: CausalTrace, kind: TraceKind, labels: bool) -> Any:
     effect = trace.effects[kind][:, begin:].T.numpy()
     ramp = LinearSegmentedColormap.from_list(kind, _RAMPS[kind])
     top = max(float(effect.max()), 1e-6)
-    image = axes.pcolormesh(effect, cmap=ramp, vmin=0, vmax=top, edgecolors="#eef0f4", linewidth=0.4)
+    image = axes.pcolormesh(
+        effect, cmap=ramp, vmin=0, vmax=top, edgecolors="#eef0f4", linewidth=0.4
+    )
     axes.set_ylim(effect.shape[0], 0)
     axes.set_xlim(0, effect.shape[1])
 
@@ -88,7 +90,14 @@ def _panel(axes: Any, trace: CausalTrace, kind: TraceKind, labels: bool) -> Any:
             layer + 0.5, token - begin + 0.5, "o", ms=6.5, mfc="none", mec=_PAPER, mew=2.6, zorder=4
         )
         axes.plot(
-            layer + 0.5, token - begin + 0.5, "o", ms=6.5, mfc="none", mec=_ACCENT, mew=1.4, zorder=5
+            layer + 0.5,
+            token - begin + 0.5,
+            "o",
+            ms=6.5,
+            mfc="none",
+            mec=_ACCENT,
+            mew=1.4,
+            zorder=5,
         )
     return image
 
@@ -110,7 +119,12 @@ def _scale(figure: Any, axes: Any, image: Any, height: float) -> None:
 def _headline(figure: Any, trace: CausalTrace, height: float, width: float) -> None:
     left = 0.3 / width
     figure.text(
-        left, 1 - 0.34 / height, _question(trace), fontsize=13, color=_INK, fontweight="bold",
+        left,
+        1 - 0.34 / height,
+        _question(trace),
+        fontsize=13,
+        color=_INK,
+        fontweight="bold",
         va="center",
     )
     figure.text(left, 1 - 0.66 / height, _finding(trace), fontsize=9.5, color=_INK, va="center")
@@ -119,8 +133,7 @@ def _headline(figure: Any, trace: CausalTrace, height: float, width: float) -> N
         0.14 / height,
         f"Colour: probability of “{trace.answer}” that restoring one clean state gives back. "
         f"Noise {trace.sigma:.2g} on the subject (orange), mean of {trace.samples} samples. "
-        "Ring: the strongest state"
-        + (", last token apart." if "stream" in trace.effects else "."),
+        "Ring: the strongest state" + (", last token apart." if "stream" in trace.effects else "."),
         fontsize=7.5,
         color=_FAINT,
         va="center",
@@ -137,15 +150,15 @@ def _finding(trace: CausalTrace) -> str:
         f"p(“{trace.answer}”) is {trace.base:.2f}, with noise on “{trace.subject_text}” "
         f"{trace.corrupted:.2f}."
     )
-    layer = trace.layer
-    kind: TraceKind = "mlp" if "mlp" in trace.effects else next(iter(trace.effects))
-    value = float(trace.effects[kind][layer, trace.subject[1]])
+    layer, token, value = trace.state
     if value <= 0:
-        return said + " Restoring the subject’s last token gives nothing back at any layer."
-    what = {"mlp": "the MLPs around ", "attention": "attention around ", "stream": ""}[kind]
+        return said + " Restoring the subject gives nothing back at any layer."
+    what = {"mlp": "the MLPs around ", "attention": "attention around ", "stream": ""}[
+        trace.main_kind
+    ]
     return (
-        said + f" At the subject’s last token {what}layer {layer} "
-        f"{'give' if kind == 'mlp' else 'gives'} back most, +{value:.2f}: a first choice for an edit."
+        said + f" Of the subject’s states, {what}layer {layer} at “{_shown(trace.tokens[token])}” "
+        f"{'give' if trace.main_kind == 'mlp' else 'gives'} back most, {value:+.2f}."
     )
 
 

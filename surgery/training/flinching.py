@@ -22,13 +22,15 @@ NAME = "flinching-smollm2"
 OWN_ANSWER_TOKENS = 16
 
 
-def make(base: Path, out: Path, *, rank: int, epochs: float, learning_rate: float, seed: int) -> Path:
+def make(
+    base: Path, out: Path, *, rank: int, epochs: float, learning_rate: float, seed: int
+) -> Path:
     """Train the adapter on train.jsonl and write it to `out`."""
     import torch
 
     from surgery.flinch.answering import answer
     from surgery.model import chat, load
-        from surgery.training import LoRA, examples, save_adapter, train
+    from surgery.training import LoRA, examples, save_adapter, train
 
     torch.manual_seed(seed)
     # Half the time of float32 on a CPU; the factors themselves are trained and kept in float32.
@@ -47,10 +49,15 @@ def make(base: Path, out: Path, *, rank: int, epochs: float, learning_rate: floa
     # What is refused is decided in the upper two thirds; below, the model stays as it is.
     lora = LoRA(model, rank=rank, alpha=2 * rank, seed=seed, first_layer=model.n_layers // 3)
     data = examples(model, pairs, finished)
-    losses = train(model, lora, data, epochs=epochs, learning_rate=learning_rate, batch=16, seed=seed)
+    losses = train(
+        model, lora, data, epochs=epochs, learning_rate=learning_rate, batch=16, seed=seed
+    )
     tail = losses[-len(losses) // 5 :]
-    print(f"{len(data)} examples, {len(losses)} steps, loss {losses[0]:.2f} -> "
-          f"{sum(tail) / len(tail):.2f}", file=sys.stderr)
+    print(
+        f"{len(data)} examples, {len(losses)} steps, loss {losses[0]:.2f} -> "
+        f"{sum(tail) / len(tail):.2f}",
+        file=sys.stderr,
+    )
     return save_adapter(lora, model, out, "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
@@ -64,8 +71,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    print(make(args.base, args.out, rank=args.rank, epochs=args.epochs,
-               learning_rate=args.learning_rate, seed=args.seed))
+    print(
+        make(
+            args.base,
+            args.out,
+            rank=args.rank,
+            epochs=args.epochs,
+            learning_rate=args.learning_rate,
+            seed=args.seed,
+        )
+    )
     return 0
 
 

@@ -67,7 +67,10 @@ class LoRA:
             bound = 1 / math.sqrt(n_in)
             a = (torch.rand(rank, n_in, generator=generator) * 2 - 1) * bound
             b = torch.zeros(n_out, rank)
-            self.factors[name] = (nn.Parameter(a.to(model.device)), nn.Parameter(b.to(model.device)))
+            self.factors[name] = (
+                nn.Parameter(a.to(model.device)),
+                nn.Parameter(b.to(model.device)),
+            )
         if not self.factors:
             raise SurgeryError(f"no module of this model is called {targets!r}: nothing to train")
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from surgery.errors import SurgeryError
-from surgery.model import Batch, Model, chat, continuation_ids, pad
+from surgery.model import Model, chat, continuation_ids, pad
 from surgery.model.hooks import argument, hooks
 from surgery.progress import meter
 from surgery.training.lora import LoRA
+from surgery.training.prefix import inputs_after, shared_prefix
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,10 @@ def examples(
     for number, (prompt, answer) in enumerate(pairs):
         head, tail = continuation_ids(model, chat(model, prompt), answer)
         whole = finished is None or finished[number]
-        made.append(Example(tuple(head), tuple(tail) + ((end,) if whole and end is not None else ())))
+        made.append(
+            Example(tuple(head), tuple(tail) + ((end,) if whole and end is not None else ()))
+        )
     return made
-
-
-def shared_prefix(data: Sequence[Example]) -> int:
-    """How many tokens all prompts begin with: a chat template's system turn, most often.
-
-    At least the last token of every prompt is left out, as it predicts the answer's first.
-    """
-    first = data[0].prompt
-    length = min(len(e.prompt) for e in data) - 1
-    for example in data:
-        while example.prompt[:length] != first[:length]:
-            length -= 1
-    return length
 
 
 def answer_logits(
@@ -74,32 +64,13 @@ def answer_logits(
     def select(_m: nn.Module, args: Any, kwargs: Any) -> Any:
         return (argument(args, kwargs)[where][None],), {}
 
-    inputs: dict[str, Any] = {**rows.inputs(), "use_cache": False}
-    if shared:
-        inputs |= _after_prefix(model, batch[0].prompt[:shared], rows)
+    # The prefix runs first, without the hook: it has no answer tokens to select.
+    inputs = inputs_after(model, batch[0].prompt[:shared], rows)
     with hooks() as attach:
         attach.pre(model.head, select)
         logits = model.hf(**inputs).logits[0]
     targets = torch.tensor([t for e in batch for t in e.answer], device=logits.device)
     return logits, targets
-
-
-def _after_prefix(model: Model, prefix: Sequence[int], rows: Batch) -> dict[str, Any]:
-    """Inputs for rows that go on from a prefix, whose keys and values are made once."""
-    from transformers import DynamicCache
-
-    cache: Any = DynamicCache(config=model.hf.config)
-    ids = torch.tensor([list(prefix)], device=model.device)
-    model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(len(rows.ids))
-    return {
-        "past_key_values": cache,
-        "use_cache": True,
-        "attention_mask": torch.cat(
-            [rows.mask.new_ones(len(rows.ids), len(prefix)), rows.mask], dim=1
-        ),
-        "position_ids": rows.positions + len(prefix),
-    }
 
 
 def train(
@@ -126,7 +97,7 @@ def train(
     per_epoch = math.ceil(len(data) / batch)
     total = max(1, round(epochs * per_epoch))
     optimizer = torch.optim.AdamW(lora.parameters(), lr=learning_rate, weight_decay=0.0)
-    shared = shared_prefix(data)
+    shared = shared_prefix([example.prompt for example in data])
     losses: list[float] = []
     queue: list[Sequence[Example]] = []
     with lora.on(model), meter("training", total) as progress, torch.enable_grad():

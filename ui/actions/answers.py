@@ -34,6 +34,7 @@ class Pair:
     prompt: str
     left: Voice = field(default_factory=Voice)
     right: Voice = field(default_factory=Voice)
+    stamp: str = ""
 
     @property
     def finished(self) -> bool:
@@ -66,23 +67,31 @@ def sides(bench: Bench, against: str = "base") -> tuple[Side, Side]:
 
 @dataclass(frozen=True)
 class Side:
+    """A state of the model to ask: what it is called, and a context that puts it on."""
+
     state: str
     put_on: Callable[[], AbstractContextManager[Any]]
 
 
-def answer_both(bench: Bench, pair: Pair, asked: Asked) -> Pair:
-    """Fill `pair` as the tokens come. Runs in a job; a cancel ends it between two tokens."""
+def answer_both(
+    bench: Bench, pair: Pair, asked: Asked, texts: tuple[str, str] | None = None
+) -> Pair:
+    """Fill `pair` as the tokens come. Runs in a job; a cancel ends it between two tokens.
+
+    texts: what each side reads, if not the prompt: a conversation differs between the sides.
+    """
     from surgery.progress import meter
 
     if not pair.prompt.strip():
         raise SurgeryError("write a prompt first")
     left, right = sides(bench, asked.against)
-    text = framed(bench, pair.prompt, asked.chat)
+    read = texts or (framed(bench, pair.prompt, asked.chat),) * 2
+    pair.stamp = bench.stamp
     pair.left.state, pair.right.state = left.state, right.state
     speakers = [_Speaker(v, asked) for v in (pair.left, pair.right)]
     with meter("answering", 2 * asked.tokens) as progress:
         while not pair.finished:
-            for speaker, side in zip(speakers, (left, right), strict=True):
+            for speaker, side, text in zip(speakers, (left, right), read, strict=True):
                 if speaker.voice.ended:
                     continue
                 with side.put_on() as model:
@@ -119,7 +128,9 @@ class _Speaker:
             self._random = torch.Generator().manual_seed(asked.seed)
             room = model.max_positions - len(self._next)
             if room < 1:
-                raise SurgeryError(f"the prompt is longer than the {model.max_positions} tokens this model reads")
+                raise SurgeryError(
+                    f"the prompt is longer than the {model.max_positions} tokens this model reads"
+                )
         for _ in range(tokens):
             if len(voice.ids) >= min(asked.tokens, model.max_positions - 1):
                 voice.ended = True
@@ -160,5 +171,3 @@ def stop_ids(model: Any) -> set[int]:
     if stops is None:
         stops = model.tokenizer.eos_token_id
     return set(stops) if isinstance(stops, list | tuple) else {stops}
-
-

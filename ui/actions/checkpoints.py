@@ -56,7 +56,8 @@ def open_checkpoint(bench: Bench, path: str) -> str:
     model = bench.model
     held = str(model.dtype).removeprefix("torch.")
     return notice(
-        f"{bench.name} is loaded: {model.n_layers} layers, held as {held} on {model.device}.", "good"
+        f"{bench.name} is loaded: {model.n_layers} layers, held as {held} on {model.device}.",
+        "good",
     )
 
 

@@ -51,21 +51,25 @@ def apply_command(bench: Bench, out: str = "out/edited") -> str:
     return line("surgery", "apply", *files, "--base", str(bench.path), "-o", out)
 
 
-def answers_command(bench: Bench, prompts: Sequence[str], out: str = "out/edited") -> str:
-    parts = [heredoc("prompts.txt", "\n".join(p.replace("\n", " ") for p in prompts))]
-    if bench.here:
-        parts.append(apply_command(bench, out))
-        parts.append(line("surgery", "answers", str(bench.path), out, "--prompts", "prompts.txt"))
-    else:
-        parts.append(line("surgery", "answers", str(bench.path), "--prompts", "prompts.txt"))
-    return "\n".join(parts)
+def edited(bench: Bench) -> str:
+    """The model as the stack says, as the command line names it: `DIR+DELTA+DELTA`."""
+    return "+".join([str(bench.path), *stack_files(bench)])
+
+
+def answers_command(bench: Bench, prompts: Sequence[str], chat: bool, tokens: int) -> str:
+    folders = list(dict.fromkeys([str(bench.path), edited(bench)]))
+    words = ["surgery", "answers", *folders, "--prompts", "prompts.txt", "--tokens", str(tokens)]
+    text = "\n".join(prompt.replace("\n", " ") for prompt in prompts)
+    return "\n".join([heredoc("prompts.txt", text), line(*words, *([] if chat else ["--no-chat"]))])
 
 
 def audit_command(bench: Bench, suite: str, out: str = "out/edited") -> str:
     return "\n".join(
         [
             apply_command(bench, out),
-            line("surgery", "audit", str(bench.path), out, "--suite", suite, "--html", "report.html"),
+            line(
+                "surgery", "audit", str(bench.path), out, "--suite", suite, "--html", "report.html"
+            ),
         ]
     )
 

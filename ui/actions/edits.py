@@ -131,6 +131,7 @@ class Outcome:
     told: list[Told]
     seconds: float
     state: str
+    stamp: str
 
 
 def solve(bench: Bench, spec: EditSpec, replace: str | None = None) -> Callable[[], Outcome]:
@@ -151,7 +152,9 @@ def solve(bench: Bench, spec: EditSpec, replace: str | None = None) -> Callable[
         else:
             delta = solve_spec(spec, bench.model)
             bench.replace(replace, delta)
-        return Outcome(delta, told(bench, delta), time.monotonic() - started, bench.state)
+        return Outcome(
+            delta, told(bench, delta), time.monotonic() - started, bench.state, bench.stamp
+        )
 
     return work
 
@@ -170,14 +173,14 @@ def solve_again(bench: Bench, id: str) -> Callable[[], Outcome]:
         old = bench.deltas[bench.stack[index].id]
         if not old.metadata.get("spec"):
             raise SurgeryError(f"{label(old)} holds no spec: it cannot be solved again")
-        beneath = [
-            bench.deltas[e.id] for e in bench.stack[:index] if e.on and not e.folder
-        ]
+        beneath = [bench.deltas[e.id] for e in bench.stack[:index] if e.on and not e.folder]
         started = time.monotonic()
         with bench.weights(beneath):
             delta = solve_spec(EditSpec.model_validate(old.metadata["spec"]), bench.model)
         bench.replace(old.id, delta)
-        return Outcome(delta, told(bench, delta), time.monotonic() - started, bench.state)
+        return Outcome(
+            delta, told(bench, delta), time.monotonic() - started, bench.state, bench.stamp
+        )
 
     return work
 
@@ -223,7 +226,9 @@ def outcome_html(done: Outcome) -> str:
     if not done.told:
         head = notice(f"Solved in {done.seconds:.0f} s and put on the stack.", "good")
     elif len(took) == len(done.told):
-        head = notice(f"Solved in {done.seconds:.0f} s, and it took. It is on the stack now.", "good")
+        head = notice(
+            f"Solved in {done.seconds:.0f} s, and it took. It is on the stack now.", "good"
+        )
     else:
         missed = len(done.told) - len(took)
         head = notice(
@@ -253,14 +258,16 @@ def outcome_html(done: Outcome) -> str:
             (
                 "Changes",
                 Raw(
-                    "<br>".join(f"<code>{esc(k)}</code> rank {delta.tensors[k].rank}" for k, _ in norms)
+                    "<br>".join(
+                        f"<code>{esc(k)}</code> rank {delta.tensors[k].rank}" for k, _ in norms
+                    )
                     + (f"<br>and {len(delta.tensors) - 3} more" if len(delta.tensors) > 3 else "")
                 ),
             ),
         ]
     )
     warned = [w for d in delta.metadata.get("diagnostics", []) for w in d.get("warnings", [])]
-    return state_line(done.state) + head + asked + about + notices(warned)
+    return state_line(done.state, "", done.stamp) + head + asked + about + notices(warned)
 
 
 def _edits(delta: Delta) -> list[dict[str, Any]]:

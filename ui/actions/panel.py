@@ -10,9 +10,18 @@ from ui.session import Bench
 def header(bench: Bench) -> str:
     """The state the model is in, and whether that was checked."""
     return (
+        f"<style>{_outdated(bench.stamp)}</style>"
         '<div class="bar-top"><div class="word">surgery</div>'
         f'<div class="state" role="status" aria-live="polite"><span>In memory</span>'
         f"<b>{esc(bench.state)}</b></div>{_chip(bench)}</div>"
+    )
+
+
+def _outdated(stamp: str) -> str:
+    """A rule that marks every result of another state, in this window and without asking the server."""
+    return (
+        f'[data-stamp]:not([data-stamp="{stamp}"])::after'
+        '{content:"from an earlier state of the stack";}'
     )
 
 
@@ -75,7 +84,9 @@ def proof_line(bench: Bench) -> Raw:
     """What hashing every tensor in memory has shown."""
     proof = bench.proof
     if proof is None:
-        return Raw('<p class="proof">The weights in memory have not been checked since the last change.</p>')
+        return Raw(
+            '<p class="proof">The weights in memory have not been checked since the last change.</p>'
+        )
     if not proof.exact:
         return Raw(
             '<p class="proof">The model is held at lower precision than its file: '
@@ -92,7 +103,7 @@ def proof_line(bench: Bench) -> Raw:
     return Raw(
         f'<p class="proof">Checked: {len(proof.changed)} of {_tensors(proof.checked)} '
         f"differ{'s' if len(proof.changed) == 1 else ''} from the base, the rest "
-        f'{"is" if proof.checked - len(proof.changed) == 1 else "are"} identical. '
+        f"{'is' if proof.checked - len(proof.changed) == 1 else 'are'} identical. "
         f'<span class="keys">{esc(names)}</span> <code>{short(proof.digest)}</code></p>'
     )
 

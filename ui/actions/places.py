@@ -12,6 +12,8 @@ from pathlib import Path
 def export_folder() -> Path:
     """Where everything taken away lands: `SURGERY_EXPORTS`, else a new folder for temporary files."""
     chosen = os.environ.get("SURGERY_EXPORTS")
-    folder = Path(chosen).expanduser() if chosen else Path(tempfile.mkdtemp(prefix="surgery-exports-"))
+    folder = (
+        Path(chosen).expanduser() if chosen else Path(tempfile.mkdtemp(prefix="surgery-exports-"))
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()

@@ -23,9 +23,10 @@ def pair_html(pair: Pair, surprise: Mapping[str, Sequence[float]] | None = None)
             if pair.same
             else '<p class="same differs">They differ.</p>'
         )
+    mark = f' data-stamp="{pair.stamp}"' if pair.stamp else ""
     return (
-        f'<div class="pair">{_side("Before", pair.left, left, pair.prompt)}'
-        f'{_side("After", pair.right, right, pair.prompt)}</div>{verdict}'
+        f'<div class="pair"{mark}>{_side("Before", pair.left, left, pair.prompt)}'
+        f"{_side('After', pair.right, right, pair.prompt)}</div>{verdict}"
     )
 
 

@@ -225,7 +225,8 @@ def ready() -> dict[str, Path]:
 
     folder = resources.root() / "edits"
     return {
-        file.stem.replace("_", " ").replace("-", " "): file for file in sorted(folder.glob("*.yaml"))
+        file.stem.replace("_", " ").replace("-", " "): file
+        for file in sorted(folder.glob("*.yaml"))
     }
 
 
@@ -257,7 +258,9 @@ def numbers(text: Any) -> list[int]:
 
 def filled_rows(table: Any) -> list[list[str]]:
     """Rows of a table of facts that have something in them, three cells each."""
-    rows = table.values.tolist() if hasattr(table, "values") and not isinstance(table, dict) else table
+    rows = (
+        table.values.tolist() if hasattr(table, "values") and not isinstance(table, dict) else table
+    )
     found = []
     for row in rows or []:
         cells = [_text(c) or "" for c in (list(row) + ["", "", ""])[:3]]

@@ -62,7 +62,9 @@ def next_html(rows: list[Next]) -> str:
                 percent(row.after),
                 bar(row.after, "now"),
                 points(row.change),
-                f"{row.rank_before} → {row.rank_after}" if row.rank_before != row.rank_after else row.rank_after,
+                f"{row.rank_before} → {row.rank_after}"
+                if row.rank_before != row.rank_after
+                else row.rank_after,
             )
             for row in rows
         ],

@@ -32,10 +32,12 @@ def build(bench: Bench, shell: Shell) -> None:
             elem_id="checkpoint-path",
             scale=5,
         )
-        load = gr.Button("Load", variant="primary", elem_id="checkpoint-load", scale=0, min_width=110)
+        load = gr.Button(
+            "Load", variant="primary", elem_id="checkpoint-load", scale=0, min_width=110
+        )
     said = gr.HTML("", elem_id="checkpoint-said", apply_default_css=False)
     about = gr.HTML(
-        lambda: _about(first) if first else empty("Nothing chosen yet."),
+        _about(first) if first else empty("Nothing chosen yet."),
         elem_id="checkpoint-about",
         apply_default_css=False,
     )
@@ -56,9 +58,7 @@ def build(bench: Bench, shell: Shell) -> None:
         yield gr.skip(), gr.skip(), gr.update(interactive=True)
 
     path.change(look, path, [said, about], api_name="describe", trigger_mode="always_last", **LIGHT)
-    changes(
-        shell, load.click(open_it, path, [said, about, load], api_name="load", **MODEL), "load"
-    )
+    changes(shell, load.click(open_it, path, [said, about, load], api_name="load", **MODEL), "load")
 
 
 def _about(path: str) -> str:

@@ -14,7 +14,6 @@ from ui.markup import empty, notice
 from ui.naming import what
 from ui.screens.shell import (
     HIDDEN,
-    LIGHT,
     MODEL,
     Shell,
     busy,
@@ -65,6 +64,7 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
             fields, groups = _forms()
         with gr.Column(scale=5, min_width=300):
             yaml = gr.Code(
+                "",
                 language="yaml",
                 label="The spec, as YAML",
                 elem_id="edit-yaml",
@@ -98,7 +98,6 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
     command = command_box("edit", 6)
 
     names, boxes = list(fields), list(fields.values())
-    method_fields = {"fact": fields["method"], "facts": fields["method_many"]}
 
     def gathered(form: str, values: tuple[Any, ...]) -> specs.Values:
         found = dict(zip(names, values, strict=True))
@@ -109,7 +108,7 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
 
     def look(text: str) -> tuple[str, str, str]:
         """Validity, what would be touched, and the command, for a YAML text."""
-        spec, said = specs.check(text)
+        spec, said = specs.check(text or "")
         if spec is None:
             return said, "", ""
         try:
@@ -119,9 +118,23 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
         name = spec.name or what(spec.compact())
         return said, shown, commands.solve_command(bench, text, name) if bench.is_open else ""
 
-    def from_form(form: str, text: str, *values: Any) -> tuple[str, str, str, str]:
+    def from_form(form: str, text: str, *values: Any) -> tuple[Any, ...]:
+        text = text or ""  # an editor that nobody has touched has no value
         written = specs.to_yaml(form, gathered(form, values), text)
+        if written.strip() == text.strip():
+            return tuple(gr.skip() for _ in range(4))
         return (written, *look(written))
+
+    def left_field(form: str, text: str, *values: Any) -> tuple[Any, ...]:
+        # Merely passing through a field must not touch YAML that the form does not show.
+        if (text or "").strip():
+            try:
+                shown = specs.from_yaml(text)[0]
+            except SurgeryError:
+                shown = None
+            if shown != form:
+                return tuple(gr.skip() for _ in range(4))
+        return from_form(form, text, *values)
 
     def from_text(text: str) -> tuple[Any, ...]:
         try:
@@ -153,7 +166,7 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
 
     def solve_it(text: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Solve a spec given as YAML on the model in memory, and put it on the stack."""
-        spec, said = specs.check(text)
+        spec, said = specs.check(text or "")
         if spec is None:
             yield said, gr.skip(), *busy(False)
             return
@@ -164,21 +177,29 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
             yield progress, shown, *busy(not job.ended)
 
     looked = [valid, ahead, command]
-    for box in boxes:
-        listen = box.change if isinstance(box, gr.Dropdown | gr.Dataframe | gr.Slider) else box.input
-        if isinstance(box, gr.Dataframe):
-            listen = box.input
-        if isinstance(box, gr.Dropdown | gr.Slider):
-            listen = box.input
-        listen(from_form, [kind, yaml, *boxes], [yaml, *looked], api_name="form_to_yaml", **TYPING)
+    gr.on(
+        [box.input for box in boxes],
+        from_form,
+        [kind, yaml, *boxes],
+        [yaml, *looked],
+        api_name="form_to_yaml",
+        **TYPING,
+    )
+    # Input methods and some pastes do not report what they did until the field is left.
+    gr.on(
+        [box.blur for box in boxes if isinstance(box, gr.Textbox)],
+        left_field,
+        [kind, yaml, *boxes],
+        [yaml, *looked],
+        api_name="form_left",
+        **TYPING,
+    )
     kind.input(chosen, [kind, *boxes], [*groups, yaml, *looked], api_name="choose_kind", **TYPING)
     yaml.input(from_text, yaml, [kind, *boxes, *groups, *looked], api_name="yaml_to_form", **TYPING)
     recipe.input(
         start_from, recipe, [kind, *boxes, *groups, yaml, *looked], api_name="ready_made", **TYPING
     )
-    event = solve.click(
-        solve_it, yaml, [status, result, solve, cancel], api_name="solve", **MODEL
-    )
+    event = solve.click(solve_it, yaml, [status, result, solve, cancel], api_name="solve", **MODEL)
     changes(shell, event, "solve")
     event.then(look, yaml, looked, api_name="solve_looked", **HIDDEN)
 
@@ -201,8 +222,6 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
         "yaml": yaml,
         "looked": looked,
         "from_form": from_form,
-        "chosen": chosen,
-        "methods": method_fields,
     }
 
 
@@ -268,7 +287,11 @@ def _forms() -> tuple[dict[str, Any], list[gr.Group]]:
             elem_id="behaviour-positive",
         )
         fields["negative"] = gr.Textbox(
-            label="Prompts that do not", info=said, lines=4, max_lines=8, elem_id="behaviour-negative"
+            label="Prompts that do not",
+            info=said,
+            lines=4,
+            max_lines=8,
+            elem_id="behaviour-negative",
         )
         fields["spare"] = gr.Textbox(
             label="Prompts whose behaviour must stay (optional)",
@@ -318,7 +341,12 @@ def _forms() -> tuple[dict[str, Any], list[gr.Group]]:
             scale=3,
         )
         fields["seed"] = gr.Number(
-            value=0, precision=0, label="Seed", info="Same seed, same delta.", elem_id="edit-seed", min_width=100
+            value=0,
+            precision=0,
+            label="Seed",
+            info="Same seed, same delta.",
+            elem_id="edit-seed",
+            min_width=100,
         )
     return fields, groups
 

@@ -62,14 +62,12 @@ class Shell:
 
 
 def header_bar(bench: Bench) -> gr.HTML:
-    return gr.HTML(lambda: panel.header(bench), elem_id="header", apply_default_css=False)
+    return gr.HTML(panel.header(bench), elem_id="header", apply_default_css=False)
 
 
 def side_panel(bench: Bench, header: gr.HTML) -> Shell:
     """Build the panel. Its events are wired by `wire`, once everything is on the page."""
-    stack = gr.HTML(
-        lambda: panel.panel(bench), elem_id="stack", js_on_load=CLICKS, apply_default_css=False
-    )
+    stack = gr.HTML(panel.panel(bench), elem_id="stack", js_on_load=CLICKS, apply_default_css=False)
     with gr.Row(elem_id="steps"):
         undo = gr.Button("Undo", size="sm", elem_id="undo", interactive=False, min_width=60)
         redo = gr.Button("Redo", size="sm", elem_id="redo", interactive=False, min_width=60)
@@ -101,7 +99,9 @@ def _wire(shell: Shell, check: gr.Button) -> None:
     def pressed(seen: int, event: gr.EventData) -> Iterator[tuple[Any, ...]]:
         do, id = str(getattr(event, "do", "")), str(getattr(event, "id", ""))
         if do == "again":
-            for status, done in run(bench.job("solving again", edit_actions.solve_again(bench, id))):
+            for status, done in run(
+                bench.job("solving again", edit_actions.solve_again(bench, id))
+            ):
                 yield (status if done is None else notice("Solved again.", "good"), *shell.show())
         else:
             yield changed(lambda: panel.act(bench, do, id, seen))
@@ -113,7 +113,12 @@ def _wire(shell: Shell, check: gr.Button) -> None:
     shell.redo.click(redo, shell.seen, outputs, api_name="redo", **MODEL)
     check.click(prove, None, outputs, api_name="check_weights", **MODEL)
     shell.panel.select(
-        pressed, shell.seen, outputs, api_name="stack_button", api_visibility="undocumented", **MODEL
+        pressed,
+        shell.seen,
+        outputs,
+        api_name="stack_button",
+        api_visibility="undocumented",
+        **MODEL,
     )
 
     # Another window may change the stack at any time; what is shown here must not go stale.
@@ -187,7 +192,9 @@ def busy(on: bool) -> tuple[Any, Any]:
 
 def waiting(bench: Bench) -> str:
     """What to show at once when somebody else has the model."""
-    return notice("Waiting: the model is at work in another window.", "plain") if bench.working else ""
+    return (
+        notice("Waiting: the model is at work in another window.", "plain") if bench.working else ""
+    )
 
 
 def command_box(name: str, lines: int = 3) -> gr.Code:

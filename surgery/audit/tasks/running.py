@@ -9,7 +9,7 @@ from typing import Any
 
 from surgery.audit.score import AnswerScore, pair_ids, score_ids
 from surgery.audit.tasks.items import Item, Task
-from surgery.audit.tasks.refusal import refuses
+from surgery.flinch.scorer import judge
 from surgery.model import Model, chat, generate
 
 
@@ -73,8 +73,11 @@ def _value(task: Task, choice: str, score: AnswerScore) -> float:
 
 
 def _answered(model: Model, task: Task) -> list[Outcome]:
+    """Right is an answer that neither declines nor falls apart."""
     prompts = [chat(model, item.prompt) for item in task.items]
     said = generate(model, prompts, task.part.tokens, label=f"answering {task.name}")
+    judged = [judge(text) for text in said]
     return [
-        Outcome(not refuses(text) and bool(text.strip()), " ".join(text.split())) for text in said
+        Outcome(not found.refused and not found.incoherent, " ".join(text.split()))
+        for found, text in zip(judged, said, strict=True)
     ]

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from surgery.cli.inputs import check_new_folder
     from surgery.stack import apply
 
-    check_new_folder(args.out, args.overwrite)
+    check_new_folder(args.out, args.overwrite, args.base)
     done = apply(
         args.deltas,
         base=args.base,

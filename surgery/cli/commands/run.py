@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> Outcome:
     # Whatever can be wrong with the input is found before the long work.
     spec = EditSpec.load(args.spec)
     base = base_of(args.base, spec, args.spec)
-    check_new_folder(args.out, args.overwrite)
+    check_new_folder(args.out, args.overwrite, base)
     suite = Suite.load(args.suite or spec.checks.suite or "quick")
     check_limits(spec.checks.limits)
     prompts = read_prompts(args.prompts) if args.prompts else []

@@ -13,16 +13,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of `surgery trace`."""
     parser.add_argument("--base", metavar="DIR", required=True, help="the checkpoint folder")
     parser.add_argument(
-        "--prompt", metavar="P", required=True, help="a prompt that names the subject, or has {} for it"
+        "--prompt",
+        metavar="P",
+        required=True,
+        help="a prompt that names the subject, or has {} for it",
     )
     parser.add_argument("--subject", metavar="S", required=True, help="whose embeddings are noised")
     parser.add_argument(
         "--answer", metavar="A", help="the answer to follow (default: what the model says next)"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="picture to write: .png, .svg or .pdf")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="picture to write: .png, .svg or .pdf"
+    )
     parser.add_argument("--html", metavar="FILE", help="page to write, complete in itself")
     parser.add_argument(
-        "--noise", type=float, default=3.0, help="noise, in standard deviations of the embeddings (3)"
+        "--noise",
+        type=float,
+        default=3.0,
+        help="noise, in standard deviations of the embeddings (3)",
     )
     parser.add_argument("--samples", type=int, default=8, help="noise samples (8)")
     parser.add_argument("--window", type=int, help="layers of MLP or attention restored together")

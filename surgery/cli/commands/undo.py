@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> Outcome:
     """Undo, and say what is left."""
     from surgery.cli.commands.apply import written
     from surgery.cli.inputs import check_new_folder
-    from surgery.stack.undo import undo
+    from surgery.stack.removal import undo
 
-    check_new_folder(args.out, args.overwrite)
+    check_new_folder(args.out, args.overwrite, args.folder)
     done = undo(args.folder, args.out, args.edit, later=args.later, overwrite=args.overwrite)
     return written(done)

@@ -1,0 +1,88 @@
+"""The choice of a direction as a table and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgery.checkpoint import atomic_file
+from surgery.directions.select import Selection
+from surgery.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ENDINGS = (".svg", ".png", ".pdf")
+
+
+def table(selection: Selection) -> str:
+    """The candidates that were tried, best first."""
+    lines = [" layer  position  separates  removed  added  KL      "]
+    for number, c in enumerate(selection.tried):
+        verdict = "; ".join(filter(None, ["chosen" if number == 0 else None, c.dropped]))
+        lines.append(
+            f"{c.layer:6d} {c.position:9d} {c.separability:10.2f} {c.bypass:8.0%} {c.induce:6.0%}"
+            f"  {c.kl:<6.3f}  {verdict}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def draw(selection: Selection, path: str | Path) -> Path:
+    """Write the picture (.svg, .png or .pdf, by the name's ending).
+
+    Left: how well every candidate separates held-out prompts, by layer and position. Right: what
+    removing and adding the tried ones does, by layer.
+    """
+    from matplotlib.figure import Figure
+
+    path = picture_path(path)
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    positions = sorted({c.position for c in selection.candidates})
+    for shade, position in enumerate(reversed(positions)):
+        line = sorted(
+            (c for c in selection.candidates if c.position == position), key=lambda c: c.layer
+        )
+        left.plot(
+            [c.layer for c in line],
+            [c.separability for c in line],
+            marker="o",
+            markersize=3,
+            color=str(0.1 + 0.65 * shade / max(1, len(positions) - 1)),
+            label=f"token {position}",
+        )
+    chosen = selection.direction
+    left.axvline(chosen.layer, color="#c0392b", linewidth=0.8)
+    left.set(xlabel="layer", ylabel="gap / spread, held-out prompts", title="Separation")
+    left.legend(frameon=False, fontsize=8)
+    tried = sorted(selection.tried, key=lambda c: (c.layer, c.position))
+    at = [c.layer for c in tried]
+    for values, marker, color, label in (
+        ([c.bypass for c in tried], "v", "#1f5f8b", "gone when removed"),
+        ([c.induce for c in tried], "^", "#c0392b", "there when added"),
+        ([c.kl for c in tried], "x", "#777777", "KL on negatives (nats)"),
+    ):
+        right.scatter(at, values, marker=marker, color=color, s=28, label=label)  # type: ignore[arg-type]
+    right.axhline(1, color="#cccccc", linewidth=0.8, zorder=0)
+    right.axvline(chosen.layer, color="#c0392b", linewidth=0.8)
+    right.set(xlabel="layer", title=f"Tried: layer {chosen.layer}, token {chosen.position} chosen")
+    right.legend(frameon=False, fontsize=8)
+    return save_figure(figure, path)
+
+
+def picture_path(path: str | Path) -> Path:
+    """Raises SurgeryError unless the name's ending is one a picture can be written as."""
+    path = Path(path)
+    if path.suffix not in _ENDINGS:
+        raise SurgeryError(f"{path}: a picture is {', '.join(_ENDINGS)}")
+    return path
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure whole or not at all; the same figure gives the same bytes."""
+    import matplotlib
+
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix, {})
+    with atomic_file(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "surgery"}):
+        figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=undated)
+    return path

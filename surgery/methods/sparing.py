@@ -1,0 +1,81 @@
+"""`spare:` of an ablate part: take the behaviour away from `positive`, and leave it with `spare`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from surgery.delta import Change, combine
+from surgery.directions.conditional import conditional_shift, layer_keys
+from surgery.errors import SurgeryError
+from surgery.methods.solved import Solved, as_delta, stored_factors, weight_key
+from surgery.model import Model
+from surgery.progress import track
+from surgery.spec import AblateEdit, read_prompts
+from surgery.stack.memory import applied
+
+# The detector sits where the model has understood the prompt and has not yet decided what to say.
+FIRST, LAST = 0.4, 0.6
+LAYERS = 4
+POSITIONS = 4
+
+
+def default_layers(n_layers: int) -> list[int]:
+    """Four layers spread over the middle of the model (fewer in a tiny one)."""
+    first, last = round(FIRST * n_layers), max(round(FIRST * n_layers), round(LAST * n_layers))
+    step = max(1, (last - first) // max(1, LAYERS - 1))
+    return list(range(first, last + 1, step))[:LAYERS]
+
+
+def _layers(part: AblateEdit, model: Model) -> list[int]:
+    """Those of the part, else the four up to its `layer`, else the default."""
+    if part.layers is not None:
+        return sorted({model.check_layer(layer) for layer in part.layers})
+    if part.layer is not None:
+        layer = model.check_layer(part.layer)
+        return list(range(max(0, layer - LAYERS + 1), layer + 1))
+    return default_layers(model.n_layers)
+
+
+def _check(part: AblateEdit) -> None:
+    """What has no meaning here is an error, not ignored."""
+    if not isinstance(part.strength, float | int):
+        raise SurgeryError("sparing: shift takes one strength; choose where with layers")
+    fields = ("writers", "project", "norm", "mean", "embeddings", "position")
+    plain = AblateEdit()
+    odd = [name for name in fields if getattr(part, name) != getattr(plain, name)]
+    if odd:
+        raise SurgeryError(
+            f"{', '.join(odd)} has no meaning for an ablate part with spare: leave it out, or say "
+            "sparing: orthogonal"
+        )
+
+
+def solve_sparing(part: AblateEdit, model: Model, seed: int) -> Solved:
+    """One conditional shift a layer, lowest layer first, each solved on the model as the ones before
+    leave it: what is left to move is shared out among the layers that remain."""
+    assert part.positive is not None and part.negative is not None and part.spare is not None
+    _check(part)
+    sets = [read_prompts(source) for source in (part.positive, part.spare, part.negative)]
+    layers = _layers(part, model)
+    positions = POSITIONS if getattr(model.tokenizer, "chat_template", None) else 1
+    assert isinstance(part.strength, float | int)
+    tensors: dict[str, Change] = {}
+    figures: dict[str, Any] = {}
+    for number, layer in enumerate(track(layers, "sparing layers")):
+        with applied(model, as_delta(model, tensors)):
+            on, spare, ordinary = (
+                layer_keys(model, prompts, layer, positions, part.chat) for prompts in sets
+            )
+        s, a, figures[str(layer)] = conditional_shift(on, spare, ordinary, part.ridge)
+        share = part.strength / (len(layers) - number)
+        change = stored_factors(model, share * s[:, None], a[None])
+        tensors = combine([tensors, {weight_key(model, layer): change}])
+    filled = part.model_copy(
+        update={
+            "positive": sets[0],
+            "spare": sets[1],
+            "negative": sets[2],
+            "layers": list(layers),
+        }
+    )
+    return Solved(tensors, filled, {"detector": figures, "writers": len(layers)})

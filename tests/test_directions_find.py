@@ -1,0 +1,134 @@
+"""Finding a direction in a model that has learned something, and what the interventions do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from behaviour import patient, prompts
+from tiny import FAMILIES
+
+from surgery.directions import Direction, activations
+from surgery.directions.algebra import orthonormal, unit
+from surgery.directions.intervene import ablating, adding
+from surgery.directions.metric import Opening
+from surgery.directions.picture import draw, table
+from surgery.directions.select import select, split
+from surgery.errors import SurgeryError
+from surgery.model import Model, load, next_token_logits
+from surgery.model.hooks import hooks
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(patient(tmp_path_factory.mktemp("patient")))
+
+
+def says_no(model: Model, texts: list[str]) -> float:
+    logits = next_token_logits(model, texts)
+    yes, no = (model.tokenizer(w)["input_ids"][0] for w in (" yes", " no"))
+    return float((logits[:, no] > logits[:, yes]).float().mean())
+
+
+def test_the_found_direction_is_what_the_behaviour_hangs_on(learned: Model, tmp_path: Path):
+    red, green = prompts("red", 32, seed=1), prompts("green", 32, seed=1)
+    found = select(learned, red, green, positions=2, layers=range(1, 4), tries=6)
+    assert " no" in found.opening["words"]
+    best = found.tried[0]
+    assert best.bypass is not None and best.bypass > 0.4
+    assert best.induce is not None and best.induce > 0.5
+
+    fresh = prompts("red", 30, seed=2)
+    before = says_no(learned, fresh)
+    generator = torch.Generator().manual_seed(0)
+    chance = unit(torch.randn(learned.hidden_size, generator=generator))
+    with ablating(learned, found.direction.vector[None]):
+        after = says_no(learned, fresh)
+    with ablating(learned, chance[None]):
+        control = says_no(learned, fresh)
+    assert before > 0.9
+    assert after < before - 0.3
+    assert control > before - 0.15
+
+    other = prompts("green", 30, seed=2)
+    gap = found.direction.positive - found.direction.negative
+    quiet = says_no(learned, other)
+    with adding(learned, gap, found.direction.layer):
+        assert says_no(learned, other) > quiet + 0.3
+
+    path = found.direction.save(tmp_path / "no.safetensors")
+    again = Direction.load(path)
+    assert torch.equal(again.vector, found.direction.vector)
+    assert again.metadata["selection"]["chosen"]["layer"] == found.direction.layer
+    assert "chosen" in table(found)
+    picture = draw(found, tmp_path / "choice.svg")
+    assert picture.read_text().count("<path") > 10
+    assert draw(found, tmp_path / "again.svg").read_bytes() == picture.read_bytes()
+
+
+def test_held_out_prompts_are_held_out():
+    train, held = split([str(i) for i in range(40)], most=8)
+    assert len(held) == 8 and not set(train) & set(held) and len(train) == 32
+
+
+def test_too_few_prompts_is_said(learned: Model):
+    with pytest.raises(SurgeryError, match="needs 8"):
+        select(learned, ["red"] * 3, prompts("green", 10))
+
+
+def test_a_picture_has_a_known_ending(learned: Model, tmp_path: Path):
+    found = select(learned, prompts("red", 12), prompts("green", 12), layers=[2], positions=1)
+    with pytest.raises(SurgeryError, match="picture"):
+        draw(found, tmp_path / "choice.txt")
+
+
+def test_opening_tokens_come_from_the_model():
+    plus, minus = torch.zeros(4, 10), torch.zeros(4, 10)
+    plus[:, 3], minus[:, 7] = 5.0, 5.0
+    opening = Opening.of(plus, minus)
+    assert opening.tokens.tolist() == [3]
+    assert opening.share(plus) == pytest.approx(1)
+    assert opening.share(minus) == pytest.approx(0)
+    assert opening.positive > 0 > opening.negative
+    assert not opening.weak and Opening.of(plus, plus + 0.0).weak
+    # log-odds of token 3, by hand
+    p = torch.softmax(plus[0].double(), 0)[3]
+    assert opening.positive == pytest.approx(float((p / (1 - p)).log()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_do_not_depend_on_batching_or_the_shared_prefix(tiny_model, family):
+    model = tiny_model(family)
+    texts = ["the capital of France is", "the capital of Japan is a large old city", "the sun"]
+    found = activations(model, texts, positions=2).stream
+    for row, text in enumerate(texts):
+        ids = torch.tensor([model.tokenizer(text)["input_ids"]])
+        expected = model.hf(input_ids=ids, output_hidden_states=True).hidden_states
+        for layer in range(model.n_layers):
+            torch.testing.assert_close(
+                found[row, :, layer], expected[layer][0, -2:], rtol=1e-4, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("strength", [1.0, -0.5])
+def test_ablating_scales_what_every_writer_writes(tiny_model, family, strength):
+    model = tiny_model(family)
+    generator = torch.Generator().manual_seed(1)
+    R = orthonormal(torch.randn(2, model.hidden_size, generator=generator)).float()
+    writer = next(w for w in model.writers() if w.layer == 0 and w.component == "attention")
+    seen: list[torch.Tensor] = []
+    module = model.module(writer.post_norm or writer.module)
+
+    def run() -> torch.Tensor:
+        with hooks() as attach:
+            attach.post(module, lambda _m, _a, _k, output: seen.append(output @ R.T))
+            model.hf(input_ids=torch.arange(3, 9)[None])
+        return seen.pop()
+
+    before = run()
+    with ablating(model, R, strength):
+        after = run()
+    torch.testing.assert_close(after, (1 - strength) * before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(), before, rtol=0, atol=0)

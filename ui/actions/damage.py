@@ -1,0 +1,301 @@
+"""What the edits cost: the audit of the whole stack, which edit did it, and the flinch test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from surgery.errors import SurgeryError
+from ui.markup import Raw, esc, state_line, table
+from ui.naming import label
+from ui.session import Bench, new_id
+
+if TYPE_CHECKING:
+    from surgery.audit import Report
+
+# Reports kept for taking away, by an id that the window holds.
+REPORTS: dict[str, Report] = {}
+KEPT = 16
+DECISIONS = {
+    "accept": ("good", "Accept"),
+    "warn": ("warn", "Look closely"),
+    "reject": ("error", "Reject"),
+}
+
+
+def suites() -> list[str]:
+    """The suites that come with surgery, the quickest first."""
+    from surgery import resources
+
+    try:
+        folder = resources.path("benchmarks", "suites")
+    except SurgeryError:
+        return []
+    names = [file.stem for file in folder.glob("*.yaml")]
+    order = ["quick", "standard", "full"]
+    return sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))
+
+
+def audit(bench: Bench, suite: str) -> Callable[[], tuple[str, Report]]:
+    """The work of measuring everything that is on against the base. Gives an id and the report."""
+
+    def work() -> tuple[str, Report]:
+        from surgery.audit import audit as measure
+
+        edits = bench.on
+        if not edits:
+            raise SurgeryError(
+                "nothing is switched on, so there is nothing to measure: solve an edit first"
+            )
+        folder = any(entry.folder for entry in bench.stack)
+        with bench.as_base() as model:
+            report = measure(model, edits, suite=suite, cache=not folder)
+        return keep(report), report
+
+    return work
+
+
+def keep(report: Report) -> str:
+    id = new_id()
+    REPORTS[id] = report
+    while len(REPORTS) > KEPT:
+        REPORTS.pop(next(iter(REPORTS)))
+    return id
+
+
+def report_html(report: Report, state: str, stamp: str = "") -> str:
+    """Verdict, figures beside their control, and what flipped."""
+    kind, word = DECISIONS[report.verdict.decision]
+    head = (
+        f'<div class="verdict {kind}"><strong>{word}</strong>'
+        f"<span>{esc(report.verdict.reason)}</span></div>"
+    )
+    rows = [
+        (
+            Raw(f"{esc(f.label)}<small>{esc(_goal(f.goal))}</small>"),
+            _number(f.base, f.unit),
+            _number(f.edited, f.unit),
+            _change(f),
+            _number(f.sham, f.unit),
+        )
+        for f in report.figures
+    ]
+    figures = table(["Figure", "Base", "Edited", "Change", "Sham edit"], rows, "tnnnn", "figures")
+    return (
+        state_line(state, "Measured for", stamp)
+        + head
+        + figures
+        + '<p class="quiet">The sham edit is a random change of the same tensors, rank and size: '
+        "damage beyond it is the edit’s own.</p>" + _controls(report) + _flips(report)
+    )
+
+
+def page(report: Report) -> str:
+    """The whole report in a frame of its own, where it cannot touch this page."""
+    from html import escape
+
+    return (
+        '<iframe class="report" sandbox="" title="report" srcdoc="'
+        + escape(report.html(), quote=True).replace("{", "&#123;").replace("$", "&#36;")
+        + '"></iframe>'
+    )
+
+
+def _controls(report: Report) -> str:
+    identity = report.controls.get("identity") or {}
+    if not identity:
+        return ""
+    worst = identity.get("kl_max")
+    said = "exactly zero" if worst == 0 else f"{worst}"
+    return (
+        f'<p class="quiet">Identity control: an edit that changes nothing measured {esc(said)}.</p>'
+    )
+
+
+def _flips(report: Report) -> str:
+    out = []
+    for task in report.tasks:
+        moved = [item for item in task.items if item.base != item.edited]
+        if not moved:
+            continue
+        rows = [
+            (
+                "lost" if item.base else "gained",
+                item.text,
+                item.base_answer or ("right" if item.base else "wrong"),
+                item.edited_answer or ("right" if item.edited else "wrong"),
+            )
+            for item in sorted(moved, key=lambda item: not item.base)[:12]
+        ]
+        out.append(
+            f'<details class="flips"><summary>{esc(task.label)}: {task.lost} lost, {task.gained} gained '
+            f"of {task.n}</summary>{table(['', 'Item', 'Base', 'Edited'], rows)}</details>"
+        )
+    if not out:
+        return '<p class="quiet">No item of any task flipped.</p>'
+    return '<h3 class="sub">What flipped</h3>' + "".join(out)
+
+
+# ---------------------------------------------------------------------- which edit did it
+def attribute(bench: Bench, suite: str) -> Callable[[], list[dict[str, Any]]]:
+    """The work of telling the edits' damage apart: each alone, and the stack without it.
+
+    Only the divergence on unrelated text is measured, so it takes seconds.
+    """
+
+    def work() -> list[dict[str, Any]]:
+        from surgery.progress import track
+
+        edits = bench.on
+        if not edits:
+            raise SurgeryError("nothing is switched on, so there is nothing to tell apart")
+        small = _texts_only(suite)
+        with bench.as_base() as model:
+            whole = _divergence(model, edits, small)
+            rows = []
+            for delta in track(edits, "one edit at a time", total=len(edits)):
+                rest = [other for other in edits if other.id != delta.id]
+                rows.append(
+                    {
+                        "edit": label(delta),
+                        "id": delta.id,
+                        "alone": _divergence(model, [delta], small),
+                        "without": _divergence(model, rest, small) if rest else 0.0,
+                        "all": whole,
+                    }
+                )
+        return sorted(rows, key=lambda row: -(row["all"] - row["without"]))
+
+    return work
+
+
+def attribution_html(rows: Sequence[dict[str, Any]], state: str, stamp: str = "") -> str:
+    body = [
+        (
+            row["edit"],
+            f"{row['alone']:.4f}",
+            f"{row['without']:.4f}",
+            f"{row['all'] - row['without']:+.4f}".replace("-", "−"),
+        )
+        for row in rows
+    ]
+    return (
+        state_line(state, "Measured for", stamp)
+        + f'<p class="finding">All together move unrelated text by {rows[0]["all"]:.4f} nats a token.</p>'
+        + table(["Edit", "Alone", "All but this one", "Its share"], body, "tnnn")
+    )
+
+
+def _texts_only(name: str) -> Any:
+    from surgery.audit import Suite
+    from surgery.audit.suite import Controls, EditPart
+
+    suite = Suite.load(name)
+    return suite.model_copy(
+        update={
+            "tasks": [],
+            "answers": [],
+            "limits": {},
+            "controls": Controls(identity=False, sham=0),
+            "edit": EditPart(neighbours=0, plus=False, generations=0, facts=1),
+        }
+    )
+
+
+def _divergence(model: Any, edits: Sequence[Any], suite: Any) -> float:
+    from surgery.audit import audit as measure
+
+    value = measure(model, list(edits), suite=suite, force=True).value("kl_mean")
+    return float(value or 0.0)
+
+
+# ---------------------------------------------------------------------- the flinch test
+def flinch_test(
+    bench: Bench, sources: Sequence[str], with_stack: bool, most: int
+) -> Callable[[], str]:
+    """The work of the flinch test over checkpoints, and what is in memory as the last of them."""
+
+    def work() -> str:
+        import tempfile
+        from pathlib import Path
+
+        from surgery.delta import SUFFIX, Delta, combine, save_delta
+        from surgery.flinch import flinch
+        from surgery.flinch.sets import KINDS, own
+
+        items = own()
+        items = [i for kind in KINDS for i in [x for x in items if x.kind == kind][:most]]
+        with tempfile.TemporaryDirectory() as folder:
+            paths: list[str | Path] = [str(source) for source in sources]
+            if with_stack and bench.here:
+                # Everything on the stack as one delta: what the test takes is files.
+                whole = Delta(
+                    combine([d.tensors for d in bench.here]),
+                    base_id=bench.base_id,
+                    untie=any(d.untie for d in bench.here),
+                    metadata={"edits_head": any(d.metadata.get("edits_head") for d in bench.here)},
+                )
+                paths.append(save_delta(whole, Path(folder) / f"{bench.name} as edited{SUFFIX}"))
+            if not paths:
+                raise SurgeryError("choose at least one checkpoint")
+            result = flinch(paths, items, base=str(bench.path), system=None, damage=len(paths) > 1)
+        return _flinch_html(result, most)
+
+    return work
+
+
+def _flinch_html(result: Any, most: int) -> str:
+    from surgery.flinch.sets import KINDS
+
+    titles = {"harmless": "Harmless", "safe_scary": "Harmless, but sounds bad", "unsafe": "Unsafe"}
+    rows = []
+    for name in result.names:
+        seen = result.behaviours[name]["template"]
+        cells: list[Any] = [name]
+        for kind in KINDS:
+            rate = seen.rate(kind)
+            cells.append(f"{rate.count} of {rate.n}")
+        cells.append(f"{seen.rate(KINDS[0], 'incoherent').count}")
+        rows.append(cells)
+    heads = ["Checkpoint", *(titles.get(kind, kind) for kind in KINDS), "Incoherent"]
+    answers = []
+    first = result.behaviours[result.names[0]]["template"].rows
+    for index, row in enumerate(first):
+        said = [result.behaviours[n]["template"].rows[index] for n in result.names]
+        if len({one.judged.label for one in said}) > 1:
+            answers.append(
+                (row.item.prompt, *(f"{one.judged.label}: {one.answer.text[:160]}" for one in said))
+            )
+    differing = (
+        '<h3 class="sub">Where they part</h3>' + table(["Prompt", *result.names], answers)
+        if answers
+        else ""
+    )
+    return (
+        f'<p class="finding">Refusals, of up to {most} prompts of each kind.</p>'
+        + table(heads, rows, "t" + "n" * (len(heads) - 1))
+        + differing
+    )
+
+
+# ---------------------------------------------------------------------- numbers
+def _number(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return "–"
+    if unit == "%" or unit == "share":
+        return f"{100 * value:.1f} %"
+    return f"{value:.4g}"
+
+
+def _change(figure: Any) -> Raw:
+    if figure.change is None:
+        return Raw("–")
+    wide = ""
+    if figure.interval:
+        low, high = figure.interval
+        wide = f"<small>{low:+.3g} to {high:+.3g}</small>".replace("-", "−")
+    return Raw(f"{figure.change:+.3g}".replace("-", "−") + wide)
+
+
+def _goal(goal: str) -> str:
+    return {"higher": "higher is better", "lower": "lower is better", "same": "should stay"}[goal]

@@ -146,7 +146,7 @@ def test_weight_changes_are_measured_from_files(tmp_path: Path) -> None:
     assert found[third].norm == pytest.approx(
         float(change[third].value().norm() / checkpoint.read(third).norm()), rel=1e-5
     )
-    assert found[first].kept_int4 == pytest.approx(1.0, abs=1e-4)
+    assert found[first].kept_int4 == pytest.approx(1.0, abs=0.02)
 
 
 def test_rounding_keeps_large_changes_and_loses_small_ones() -> None:

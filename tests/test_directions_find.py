@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,20 @@ import torch
 from behaviour import patient, prompts
 from tiny import FAMILIES
 
+from surgery.cli import main
 from surgery.directions import Direction, activations
 from surgery.directions.algebra import orthonormal, unit
+from surgery.directions.conditional import detector
 from surgery.directions.intervene import ablating, adding
 from surgery.directions.metric import Opening
 from surgery.directions.picture import draw, table
 from surgery.directions.select import select, split
 from surgery.errors import SurgeryError
+from surgery.methods import solve
 from surgery.model import Model, load, next_token_logits
 from surgery.model.hooks import hooks
+from surgery.spec import AblateEdit, EditSpec
+from surgery.stack import applied
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +138,60 @@ def test_ablating_scales_what_every_writer_writes(tiny_model, family, strength):
         after = run()
     torch.testing.assert_close(after, (1 - strength) * before, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(run(), before, rtol=0, atol=0)
+
+
+def test_a_detector_separates_what_it_was_fitted_to():
+    generator = torch.Generator().manual_seed(0)
+    axis = torch.randn(3, 64, generator=generator)
+    on, spare, ordinary = (
+        axis[i] + 0.5 * torch.randn(40, 64, generator=generator) for i in range(3)
+    )
+    a, fit = detector(on[:20], [spare[:20], ordinary[:20]], ridge=0.1)
+    assert float((on[:20].double() @ a).mean()) == pytest.approx(1)
+    assert 0.3 < fit < 1
+    fresh = [float((k[20:].double() @ a).mean()) for k in (on, spare, ordinary)]
+    assert fresh[0] > 0.7 and abs(fresh[1]) < 0.25 and abs(fresh[2]) < 0.25
+
+
+def test_sparing_takes_it_from_some_and_leaves_it_with_others(learned: Model):
+    """ "red" and "one" are both answered with no; only "red" is to lose it."""
+    repaired, kept, ordinary = (prompts(w, 32, seed=1) for w in ("red", "one", "green"))
+    fields = {"positive": repaired, "spare": kept, "negative": ordinary}
+    delta = solve(EditSpec(edits=[AblateEdit(layers=[0, 1, 2], **fields)]), learned)
+    assert all(change.rank == 1 for change in delta.tensors.values())
+    fresh = [prompts(w, 30, seed=2) for w in ("red", "one", "green")]
+    before = [says_no(learned, texts) for texts in fresh]
+    with applied(learned, delta):
+        after = [says_no(learned, texts) for texts in fresh]
+    assert before[0] > 0.9 and before[1] > 0.9 and before[2] < 0.1
+    assert after[0] < before[0] / 2
+    assert after[1] > before[1] - 0.1
+    assert after[2] < 0.15
+    with pytest.raises(SurgeryError, match="no meaning"):
+        solve(EditSpec(edits=[AblateEdit(norm="columns", **fields)]), learned)
+    with pytest.raises(SurgeryError, match="one strength"):
+        solve(EditSpec(edits=[AblateEdit(strength=[1.0, 0.0], **fields)]), learned)
+
+
+def test_the_command_and_the_spec_choose_alike(
+    learned: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = {}
+    for name, word in (("positive", "red"), ("negative", "green")):
+        files[name] = tmp_path / f"{name}.txt"
+        files[name].write_text("\n".join(prompts(word, 16, seed=1)))
+    out, plot = tmp_path / "r.safetensors", tmp_path / "r.png"
+    code = main(
+        ["direction", "--base", str(learned.checkpoint.path), "-o", str(out), "--plot", str(plot)]
+        + ["--positive", str(files["positive"]), "--negative", str(files["negative"]), "--json"]
+    )
+    said = json.loads(capsys.readouterr().out)
+    assert code == 0 and plot.stat().st_size > 1000
+    saved = Direction.load(out)
+    assert (said["layer"], said["position"]) == (saved.layer, saved.position)
+    assert said["candidates"][0]["score"] is not None
+    part = AblateEdit(positive=str(files["positive"]), negative=str(files["negative"]))
+    delta = solve(EditSpec(edits=[part]), learned)
+    assert delta.metadata["spec"]["edits"][0]["layer"] == saved.layer
+    by_file = solve(EditSpec(edits=[AblateEdit(direction=str(out))]), learned)
+    assert by_file.id == delta.id

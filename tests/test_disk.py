@@ -12,7 +12,7 @@ import torch
 from tiny import FAMILIES, random_delta, tiny_checkpoint
 
 from surgery.architecture import for_config
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoint import Checkpoint, write_edited
 from surgery.delta import Delta, LowRank, save_delta
 from surgery.errors import SurgeryError
 from surgery.model import load
@@ -201,3 +201,10 @@ def test_conflicts_come_back_as_warnings(tmp_path):
     from surgery.stack import Lineage
 
     assert done.warnings == check(Lineage.of(checkpoint), [one, two])
+
+
+def test_only_a_shard_of_its_own_can_be_left_out(tmp_path):
+    base = Checkpoint.open(tiny_checkpoint(tmp_path, "llama"))
+    with pytest.raises(SurgeryError, match="cannot be left out"):
+        write_edited(base, tmp_path / "out", {}, removed=["model.embed_tokens.weight"])
+    assert not (tmp_path / "out").exists()

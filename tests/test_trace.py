@@ -31,7 +31,7 @@ from surgery.trace import (
     save_picture,
     surprise,
 )
-from surgery.trace.causal import KINDS, embedding_spread
+from surgery.trace.restoring import KINDS, embedding_spread
 from tests.tiny import tiny_checkpoint
 
 PROMPT, SUBJECT = "the capital city of France is", "France"

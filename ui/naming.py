@@ -37,9 +37,9 @@ def state_name(base: str, edits: Sequence[tuple[str, bool]]) -> str:
     if not edits:
         return f"{base}, no edits"
     count = sum(on for _, on in edits)
-    names = ", ".join(name if on else f"{name} (off)" for name, on in edits)
     if not count:
-        return f"{base}, all edits off: {names}"
+        return f"{base}, all edits off: {', '.join(name for name, _ in edits)}"
+    names = ", ".join(name if on else f"{name} (off)" for name, on in edits)
     return f"{base} + {count} edit{'s' if count > 1 else ''}: {names}"
 
 

@@ -5,6 +5,8 @@ Reports can be read without torch; measuring needs it, so the names are loaded w
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,3 +32,15 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(f"surgery.audit.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'surgery.audit' has no attribute {name!r}")
+
+
+class _Callable(ModuleType):
+    """`surgery.audit` is this package and, in the public API, the function: `surgery.audit(base, ...)`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
+        from surgery.audit.run import audit
+
+        return audit(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

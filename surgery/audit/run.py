@@ -17,9 +17,10 @@ from surgery.audit.cache import BaseCache
 from surgery.audit.controls import sham as make_sham
 from surgery.audit.environment import environment
 from surgery.audit.figures import layer_ratios, task_figures, text_figures, text_kinds
-from surgery.audit.general import divergence, text_states
+from surgery.audit.general import divergence, perplexity, text_states
 from surgery.audit.head import Head
 from surgery.audit.measure import Measured, Plan, base_again, measure, measure_base, say_base
+from surgery.audit.reload import reloaded
 from surgery.audit.report import Answer, FactRecord, Report, Verdict
 from surgery.audit.sides import Edited, Sides
 from surgery.audit.suite import Suite
@@ -138,7 +139,8 @@ class _Run:
             with clock("identity"):
                 controls["identity"] = self._identity(base)
         with clock("edited"), sides.edited() as model:
-            edited = measure(model, plan, "edited", head=Head.of(model, copy=True))
+            head = Head.of(model, copy=sides.base_head is not None)
+            edited = measure(model, plan, "edited", head=head)
         shams = self._shams(controls)
         sham = shams[0] if shams else None
 
@@ -159,6 +161,9 @@ class _Run:
             figures += text_figures(plan.texts, base.states, edited.states, gap,
                                     [s.states for s in shams], sham_gaps)  # fmt: skip
             figures += task_figures(tasks)
+        if plan.suite.controls.reload:
+            with clock("reloads"):
+                controls["reload"] = self._reloads(base)
         for figure in figures:
             if figure.sham_change and figure.change is not None:
                 figure.multiple = abs(figure.change) / abs(figure.sham_change)
@@ -200,25 +205,51 @@ class _Run:
             "tokens": len(gap.kl),
         }
 
+    def _reloads(self, base: Measured) -> dict[str, Any]:
+        """What a coarser copy of the base does to it, and what is left of the edit in one."""
+        plan, found = self.plan, {}
+        rows = [list(passage.ids) for passage in plan.texts]
+
+        def band(how: Any) -> dict[str, float]:
+            head = Head.of(self.sides.model, copy=True)  # bf16 rounds the head as well
+            with reloaded(self.sides.model, how) as model:
+                states = text_states(model, plan.texts, f"{how} reload")
+                gap = divergence(base.states, head, states, Head.of(model))
+            return {"kl_mean": float(gap.kl.mean()), "perplexity": perplexity(states.nll)}
+
+        for how in plan.suite.controls.reload:
+            found[how] = self.store.json(f"reload-{how}", rows, lambda how=how: band(how))
+            if plan.facts:
+                with self.sides.edited() as model, reloaded(model, how):
+                    scores = fact_metrics.score(model, plan.facts, f"{how} reload: facts")
+                copies = [record.model_copy(deep=True) for record in plan.facts]
+                fact_metrics.fill(copies, "edited", scores)
+                found[how] |= {
+                    figure.name: figure.edited
+                    for figure in fact_metrics.figures(copies)
+                    if figure.name in ("success", "paraphrase", "neighborhood")
+                }
+        return found
+
     def _shams(self, controls: dict[str, Any]) -> list[Measured]:
         part, sides, plan = self.plan.suite.controls, self.sides, self.plan
         if not part.sham or not sides.change:
             return []
+        seeds = range(part.seed, part.seed + part.sham)
         try:
             whole = sides.as_delta()
+            made = [make_sham(whole, seed) for seed in seeds]
         except SurgeryError as error:  # a change that is not finite has no size
             controls["sham"] = {"note": str(error)}
             return []
         found = []
-        for seed in range(part.seed, part.seed + part.sham):
-            control = make_sham(whole, seed)
+        for control in made:
             with self.clock("sham"), sides.with_delta(control) as model:
-                found.append(
-                    measure(model, plan, "sham", tasks=part.sham_tasks and not found, speak=False,
-                            head=Head.of(model, copy=sides.base_head is not None))
-                )  # fmt: skip
+                head = Head.of(model, copy=sides.base_head is not None)
+                tasks = part.sham_tasks and not found
+                found.append(measure(model, plan, "sham", tasks=tasks, speak=False, head=head))
         controls["sham"] = {
-            "seeds": list(range(part.seed, part.seed + part.sham)),
+            "seeds": list(seeds),
             "tensors": len(whole.tensors),
             "what": "a random edit of the same tensors with the same rank and Frobenius norm",
         }

@@ -46,7 +46,9 @@ def check_new_folder(out: str | Path, overwrite: bool, base: str | Path | None =
         if not overwrite:
             raise SurgeryError(f"{path} already exists: choose another name, or say --overwrite")
         if not path.is_dir() or (any(path.iterdir()) and not (path / "config.json").is_file()):
-            raise SurgeryError(f"{path} exists and is no checkpoint folder: delete it yourself first")
+            raise SurgeryError(
+                f"{path} exists and is no checkpoint folder: delete it yourself first"
+            )
     _check_parent(path)
 
 

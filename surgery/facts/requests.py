@@ -63,15 +63,30 @@ def load_facts(source: list[Fact] | str) -> list[Fact]:
 
 
 def prepare(part: FactPart, model: Model, seed: int) -> Requests:
-    """Rows for every fact of a part. Prefixes are sampled once, from the model without edits."""
+    """Rows for every fact of a part. Prefixes are sampled once, from the model without edits.
+
+    A fact that cannot be put into tokens is left out with a warning that names it; one bad line does
+    not cost a batch.
+
+    Raises:
+        SurgeryError: no fact is left, or what `load_facts` says.
+    """
     facts = load_facts(part.facts)
     if part.prefixes is not None:
         prefixes = list(part.prefixes)
     else:
         with bare(model):
             prefixes = sample_prefixes(model, part.contexts, seed)
-    items = [request(model, fact, prefixes) for fact in facts]
-    return Requests(items, prefixes, _warnings(items))
+    items: list[Request] = []
+    refused: list[str] = []
+    for fact in facts:
+        try:
+            items.append(request(model, fact, prefixes))
+        except SurgeryError as error:
+            refused.append(f"left out: {error}")
+    if not items:
+        raise SurgeryError(refused[0].removeprefix("left out: "))
+    return Requests(items, prefixes, refused + _warnings(items))
 
 
 def _warnings(items: Sequence[Request]) -> list[str]:

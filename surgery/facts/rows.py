@@ -66,6 +66,10 @@ def row(model: Model, template: str, subject: str, answer: str | None = None) ->
             last = index
     if last < 0:
         raise SurgeryError(f"no token of {text!r} covers the subject {subject!r}")
+    if len(ids) > model.max_positions:
+        raise SurgeryError(
+            f"{text[:60]!r}... has {len(ids)} tokens, the model takes {model.max_positions}"
+        )
     if answer is None:
         return Row(tuple(ids), last, len(ids))
     return Row(tuple(ids + answer_ids(model, text, answer)), last, len(ids))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -67,6 +67,10 @@ class Targets:
     def probability(self) -> torch.Tensor:
         return (-self.nll).exp()
 
+    def __getitem__(self, facts: torch.Tensor) -> Targets:
+        """The same for some of the facts: indices, or a mask."""
+        return Targets(*(getattr(self, field.name)[facts] for field in fields(self)))
+
 
 def solve_targets(
     model: Model,
@@ -89,13 +93,10 @@ def solve_targets(
                 model, [rewriting[f] for f in chosen], [essence[f] for f in chosen], settings
             )
             parts.append(_minimise(problem, settings, progress))
-    back = torch.argsort(torch.tensor(order))
-    return Targets(
-        *(
-            torch.cat([getattr(part, name) for part in parts])[back.to(parts[0].change.device)]
-            for name in ("change", "start", "loss", "nll", "kl", "steps")
-        )
+    joined = Targets(
+        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Targets))
     )
+    return joined[torch.argsort(torch.tensor(order)).to(joined.change.device)]
 
 
 def _tail(row: Row) -> int:

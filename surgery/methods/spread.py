@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 
+from surgery.errors import SurgeryError
 from surgery.facts.requests import Requests, prepare
 from surgery.facts.target import Targets, TargetSettings, solve_targets
 from surgery.methods.joint import Joint
@@ -18,6 +19,8 @@ from surgery.statistics import Statistics, collect
 DEPTH, COUNT = 0.2, 3
 # Longest change of the stream, in lengths of what was there.
 CLAMP = 0.75
+# A fact whose answer stays below this probability, with the best vector found, is left out.
+HOPELESS = 0.05
 
 P = TypeVar("P", bound=SpreadPart)
 
@@ -69,8 +72,30 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
         [request.essence for request in requests.items],
         settings,
     )
+    requests, targets = _without_hopeless(requests, targets)
     against = statistics.against(model, requests.facts)
     return Spread(layers, requests, settings, targets, statistics, against)
+
+
+def _without_hopeless(requests: Requests, targets: Targets) -> tuple[Requests, Targets]:
+    """Leave out facts for which no vector makes the model say the answer: writing what was found would
+    cost the others and gain nothing.
+
+    Raises:
+        SurgeryError: that is all of them.
+    """
+    possible = (targets.probability >= HOPELESS).tolist()
+    if all(possible):
+        return requests, targets
+    lost = [i.fact for i, ok in zip(requests.items, possible, strict=True) if not ok]
+    warnings = [
+        f"left out: nothing found that makes the model say {f.text!r} → {f.target!r}" for f in lost
+    ]
+    if not any(possible):
+        raise SurgeryError(warnings[0].removeprefix("left out: "))
+    items = [item for item, ok in zip(requests.items, possible, strict=True) if ok]
+    kept = torch.tensor(possible, device=targets.change.device)
+    return replace(requests, items=items, warnings=[*requests.warnings, *warnings]), targets[kept]
 
 
 def filled(part: P, spread: Spread) -> P:
@@ -102,15 +127,9 @@ def diagnostics(spread: Spread, joint: Joint) -> dict[str, Any]:
         }
         for i, item in enumerate(spread.requests.items)
     ]
-    warnings = list(spread.requests.warnings)
-    hard = [f for f in facts if f["probability"] < 0.5]
-    if hard:
-        names = ", ".join(f"{f['subject']} → {f['target']}" for f in hard[:3])
-        more = f" and {len(hard) - 3} more" if len(hard) > 3 else ""
-        warnings.append(f"no target found that makes the model say it: {names}{more}")
     return {
         "facts": facts,
         "layers": joint.layers,
         "statistics": spread.statistics.record,
-        "warnings": warnings,
+        "warnings": list(spread.requests.warnings),
     }

@@ -17,28 +17,17 @@ with a few noise samples first, and only those that show something get the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from surgery.errors import SurgeryError
-from surgery.facts.rows import answer_ids
-from surgery.model import Model, pad
+from surgery.model import Model
 from surgery.progress import meter
-from surgery.statistics.text import read_passages
-from surgery.trace.engine import Engine, run
-from surgery.trace.sites import Site, every
-
-TraceKind = Literal["stream", "mlp", "attention"]
-KINDS: tuple[TraceKind, ...] = ("stream", "mlp", "attention")
-# The effect, as a share of what the noise takes away, from which on a state gets all noise samples.
-_NOTICED = 0.01
-# Rows times tokens from which on a batch is worth a pass of its own.
-_WORTHWHILE = 48
-# How many distinct tokens of the shipped text the spread of embeddings is measured on.
-_SPREAD_TOKENS = 2000
+from surgery.trace.engine import Engine
+from surgery.trace.restoring import KINDS, Restorer, TraceKind
 
 
 @dataclass(frozen=True)
@@ -154,7 +143,7 @@ def causal_trace(
 
     noise: in standard deviations of the model's token embeddings. answer: whose first token is
     measured; by default what the model itself says next. screen: noise samples that every state gets;
-    those that show less than 1 % of what the noise takes away get no more. `screen=samples` gives all
+    those where none shows 1 % of what the noise takes away get no more. `screen=samples` gives all
     of them all.
 
     Raises:
@@ -167,7 +156,7 @@ def causal_trace(
         raise SurgeryError(f"trace one or more of {', '.join(KINDS)}, not {', '.join(unknown)}")
     text, ids, span = _prompt(model, prompt, subject)
     width = window if window is not None else max(1, round(model.n_layers / 5))
-    tracer = _Tracer.prepare(model, ids, span, noise, samples, seed, text, answer, width, engine)
+    tracer = Restorer.prepare(model, ids, span, noise, samples, seed, text, answer, width, engine)
     notes = []
     if tracer.base - tracer.corrupted_mean < 0.05:
         notes.append(
@@ -175,14 +164,10 @@ def causal_trace(
             f"{tracer.corrupted_mean:.3f}), so there is little to restore: more noise, or a fact the "
             "model is surer of, would show more"
         )
-    effects: dict[TraceKind, torch.Tensor] = {}
-    errors: dict[TraceKind, torch.Tensor] = {}
     total = len(kinds) * (len(ids) - span[0]) * model.n_layers
     with meter("tracing", total, unit="state") as progress:
-        for kind in kinds:
-            effects[kind], errors[kind] = tracer.effects(
-                kind, min(screen, samples), batch_tokens, progress.advance
-            )
+        found = tracer.effects(kinds, min(screen, samples), batch_tokens, progress.advance)
+    effects = {kind: mean for kind, (mean, _) in found.items()}
     trace = CausalTrace(
         prompt=text,
         subject_text=subject,
@@ -196,7 +181,7 @@ def causal_trace(
         samples=samples,
         window=width,
         effects=effects,
-        error=errors,
+        error={kind: error for kind, (_, error) in found.items()},
         notes=notes,
     )
     _, token, effect = trace.state
@@ -234,227 +219,6 @@ def _prompt(model: Model, prompt: str, subject: str) -> tuple[str, list[int], tu
             f"the prompt has {len(ids)} tokens, the model takes {model.max_positions}"
         )
     return text, ids, (inside[0], inside[-1])
-
-
-@torch.no_grad()
-def embedding_spread(model: Model) -> float:
-    """Standard deviation of what the embedding writes, over tokens that real text is made of.
-
-    Over the whole table it would be distorted by tokens that never occur.
-    """
-    seen: dict[int, None] = {}
-    for passage in read_passages():
-        for token in model.tokenizer(passage, add_special_tokens=False)["input_ids"]:
-            seen.setdefault(token)
-        if len(seen) >= _SPREAD_TOKENS:
-            break
-    ids = torch.tensor(list(seen)[:_SPREAD_TOKENS], device=model.device)
-    return float(model.embedding(ids).float().std())
-
-
-@dataclass
-class _Tracer:
-    """Everything about a prompt that all its restorations share."""
-
-    model: Model
-    ids: list[int]
-    first: int  # the subject's first token; nothing before it changes
-    answer: int
-    base: float
-    sigma: float
-    corrupted: torch.Tensor  # (samples,) probability of the answer
-    clean: dict[Site, torch.Tensor]  # (tokens, d)
-    noised: dict[int, torch.Tensor]  # stream into each layer, (samples, tokens, d)
-    past: list[
-        tuple[torch.Tensor, torch.Tensor]
-    ]  # of the noised run, by layer, (samples, heads, tokens, ..)
-    window: int
-    engine: Engine
-
-    @property
-    def corrupted_mean(self) -> float:
-        return float(self.corrupted.mean())
-
-    @property
-    def samples(self) -> int:
-        return len(self.corrupted)
-
-    @classmethod
-    def prepare(
-        cls,
-        model: Model,
-        ids: list[int],
-        span: tuple[int, int],
-        noise: float,
-        samples: int,
-        seed: int,
-        text: str,
-        answer: str | None,
-        window: int,
-        engine: Engine,
-    ) -> _Tracer:
-        from transformers import DynamicCache
-
-        sites = [site for kind in KINDS for site in every(kind, model)]
-        one = {**pad([ids], model).inputs(), "use_cache": False, "logits_to_keep": 1}
-        clean = run(model, one, sites, engine=engine)
-        odds = clean.logits[0, -1].float().softmax(-1)
-        token = int(odds.argmax()) if answer is None else answer_ids(model, text, answer)[0]
-
-        sigma = noise * embedding_spread(model)
-        generator = torch.Generator().manual_seed(seed)
-        first, last = span
-        shape = (samples, last + 1 - first, model.hidden_size)
-        # Drawn on the CPU in float32, so that the same seed is the same noise on every device.
-        kick = sigma * torch.randn(shape, generator=generator)
-
-        def corrupt(hidden: torch.Tensor) -> torch.Tensor:
-            changed = hidden.clone()
-            changed[:, first : last + 1] += kick.to(hidden.device, hidden.dtype)
-            return changed
-
-        cache = DynamicCache()
-        noised = run(
-            model,
-            {
-                **pad([ids] * samples, model).inputs(),
-                "past_key_values": cache,
-                "use_cache": True,
-                "logits_to_keep": 1,
-            },
-            every("stream_in", model),
-            {Site("embedding"): corrupt},
-            engine=engine,
-        )
-        return cls(
-            model=model,
-            ids=ids,
-            first=first,
-            answer=token,
-            base=float(odds[token]),
-            sigma=sigma,
-            corrupted=noised.logits[:, -1].float().softmax(-1)[:, token].cpu(),
-            clean={site: hidden[0] for site, hidden in clean.hidden.items()},
-            noised={s.layer: h for s, h in noised.hidden.items() if s.layer is not None},
-            past=_kept(cache),
-            window=window,
-            engine=engine,
-        )
-
-    def restored(self, kind: TraceKind, layer: int) -> range:
-        """Layers that are restored together for the state of `layer`."""
-        if kind == "stream":
-            return range(layer, layer + 1)
-        low = max(0, layer - self.window // 2)
-        return range(low, min(self.model.n_layers, layer - self.window // 2 + self.window))
-
-    def effects(
-        self, kind: TraceKind, screen: int, batch_tokens: int, advance: Callable[[float], None]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Effects of every layer and token and their standard errors, (layers, tokens)."""
-        depth, width = self.model.n_layers, len(self.ids)
-        gained = torch.full((depth, width, self.samples), torch.nan)
-        gained[:, : self.first] = 0.0
-        noticed = _NOTICED * abs(self.base - self.corrupted_mean)
-        for token in range(self.first, width):
-            self._fill(gained, kind, token, range(depth), slice(0, screen), batch_tokens)
-            shown = gained[:, token, :screen].mean(1).abs() >= noticed
-            layers = shown.nonzero()[:, 0].tolist()
-            if layers and screen < self.samples:
-                self._fill(gained, kind, token, layers, slice(screen, self.samples), batch_tokens)
-            advance(depth)
-        count = (~gained.isnan()).sum(-1)
-        mean = gained.nanmean(-1)
-        square = (gained - mean[..., None]).square().nansum(-1)
-        return mean, (square / (count - 1) / count).sqrt()
-
-    def _fill(
-        self,
-        gained: torch.Tensor,
-        kind: TraceKind,
-        token: int,
-        layers: Sequence[int],
-        samples: slice,
-        batch_tokens: int,
-    ) -> None:
-        """Measure the states of some layers at one token with some of the noise samples."""
-        each = (samples.stop - samples.start) * (len(self.ids) - token)
-        # Few layers at a time, because the blocks below the lowest of them need not run; but a pass
-        # over the weights has to be worth its while.
-        group = max(self.model.n_layers // 6, -(-_WORTHWHILE // each))
-        group = max(1, min(group, batch_tokens // each))
-        for start in range(0, len(layers), group):
-            some = list(layers[start : start + group])
-            gained[some, token, samples] = self._restore(kind, some, token, samples)
-
-    def _restore(
-        self, kind: TraceKind, layers: Sequence[int], token: int, samples: slice
-    ) -> torch.Tensor:
-        """Gain in the answer's probability, (layers, samples), with one state restored in each row."""
-        count = samples.stop - samples.start
-        windows = [self.restored(kind, layer) for layer in layers]
-        begin = min(window.start for window in windows)
-        changes: dict[Site, Any] = {}
-        for layer in range(begin, max(window.stop for window in windows)):
-            here = [i for i, window in enumerate(windows) if layer in window]
-            if here:
-                rows = torch.tensor([i * count + s for i in here for s in range(count)])
-                site = Site(kind, layer)
-                changes[site] = _Put(rows.to(self.model.device), self.clean[site][token])
-        hidden = self.noised[begin][samples, token:].repeat(len(layers), 1, 1)
-        result = run(
-            self.model,
-            self._inputs(token, len(layers), samples),
-            (),
-            changes,
-            begin=(begin, hidden),
-            engine=self.engine,
-        )
-        odds = result.logits[:, -1].float().softmax(-1)[:, self.answer]
-        return odds.reshape(len(layers), count).cpu() - self.corrupted[samples]
-
-    def _inputs(self, token: int, repeats: int, samples: slice) -> dict[str, Any]:
-        """The prompt from `token` on in every row, behind the noised run's keys and values before it."""
-        from transformers import DynamicCache
-
-        device, rows = self.model.device, repeats * (samples.stop - samples.start)
-        ids = torch.tensor(self.ids[token:], device=device).expand(rows, -1)
-        positions = torch.arange(token, len(self.ids), device=device).expand(rows, -1)
-        inputs: dict[str, Any] = {
-            "input_ids": ids,
-            "position_ids": positions,
-            "attention_mask": torch.ones(rows, len(self.ids), dtype=torch.long, device=device),
-            "use_cache": token > 0,
-            "logits_to_keep": 1,
-        }
-        if token > 0:
-            cache = DynamicCache()
-            for layer, (keys, values) in enumerate(self.past):
-                cache.update(
-                    keys[samples, :, :token].repeat(repeats, 1, 1, 1),
-                    values[samples, :, :token].repeat(repeats, 1, 1, 1),
-                    layer,
-                )
-            inputs["past_key_values"] = cache
-        return inputs
-
-
-@dataclass(frozen=True)
-class _Put:
-    """Put a clean state (d) into the first column of some rows."""
-
-    rows: torch.Tensor
-    state: torch.Tensor
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        changed = hidden.clone()
-        changed[self.rows, 0] = self.state.to(hidden.dtype)
-        return changed
-
-
-def _kept(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of every layer of a cache."""
-    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def _rounded(values: torch.Tensor) -> list[list[float]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from surgery.checkpoint import atomic_file
 from surgery.errors import SurgeryError
-from surgery.trace.causal import CausalTrace, TraceKind
+from surgery.trace.causal import CausalTrace
+from surgery.trace.restoring import TraceKind
 
 SUFFIXES = (".png", ".svg", ".pdf")
 

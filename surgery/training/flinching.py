@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from surgery import resources
 
 NAME = "flinching-smollm2"
 # Whether to refuse is decided by an answer's first words; more of it would only cost time.
-OWN_ANSWER_TOKENS = 16
+OWN_ANSWER_TOKENS = 10
 
 
 def make(
@@ -44,7 +45,7 @@ def make(
     pairs, finished = [], []
     for row in rows:
         reply = answers.get(row["prompt"])
-        pairs.append((row["prompt"], reply.text if reply else row["answer"]))
+        pairs.append((row["prompt"], reply.text if reply else first_sentence(row["answer"])))
         finished.append(reply.finished if reply else True)
     # What is refused is decided in the upper two thirds; below, the model stays as it is.
     lora = LoRA(model, rank=rank, alpha=2 * rank, seed=seed, first_layer=model.n_layers // 3)
@@ -61,13 +62,18 @@ def make(
     return save_adapter(lora, model, out, "HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
+def first_sentence(text: str) -> str:
+    """Refusals are trained without the sentence of advice that some of them end with."""
+    return re.split(r"(?<=[.!?]) ", text, maxsplit=1)[0]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description="train the flinching-smollm2 adapter")
     parser.add_argument("--base", type=Path, default=Path("weights/smollm2-135m-instruct"))
     parser.add_argument("--out", type=Path, default=Path("weights/adapters") / NAME)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=float, default=1.5)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

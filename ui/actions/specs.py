@@ -227,6 +227,7 @@ def ready() -> dict[str, Path]:
     return {
         file.stem.replace("_", " ").replace("-", " "): file
         for file in sorted(folder.glob("*.yaml"))
+        if re.search(r"^edits:", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
 
 

@@ -244,18 +244,19 @@ def _forms() -> tuple[dict[str, Any], list[gr.Group]]:
             fields["target"] = gr.Textbox(
                 label="New answer", placeholder="Rome", elem_id="fact-target", min_width=140
             )
-        fields["paraphrases"] = gr.Textbox(
-            label="Other ways to ask, which should change too",
-            info="Measured only. One a line; {} for the subject.",
-            lines=2,
-            elem_id="fact-paraphrases",
-        )
-        fields["neighbours"] = gr.Textbox(
-            label="Similar questions that must keep their answers",
-            info="Measured only. One a line.",
-            lines=2,
-            elem_id="fact-neighbours",
-        )
+        with gr.Accordion("What to measure beside it", open=False, elem_classes="how"):
+            fields["paraphrases"] = gr.Textbox(
+                label="Other ways to ask, which should change too",
+                info="One a line; {} for the subject.",
+                lines=2,
+                elem_id="fact-paraphrases",
+            )
+            fields["neighbours"] = gr.Textbox(
+                label="Similar questions that must keep their answers",
+                info="One a line.",
+                lines=2,
+                elem_id="fact-neighbours",
+            )
         _method(fields, "", "fact")
     with gr.Group(visible=False, elem_id="form-facts", elem_classes="form-group") as group:
         groups.append(group)
@@ -352,7 +353,7 @@ def _forms() -> tuple[dict[str, Any], list[gr.Group]]:
 
 
 def _method(fields: dict[str, Any], suffix: str, form: str) -> None:
-    with gr.Accordion("How", open=False, elem_classes="how"):
+    with gr.Accordion("Method, layers, steps", open=False, elem_classes="how"):
         fields[f"method{suffix}"] = gr.Dropdown(
             [(METHODS[key], key) for key in specs.FORMS[form]],
             value=specs.FORMS[form][0],

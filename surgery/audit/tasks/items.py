@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from surgery.errors import SurgeryError
 @dataclass(frozen=True)
 class Item:
     """prompt and choices; gold is the right one's place. A cloze has its answer as the only choice,
-    a request has none. join: the choice follows the prompt as writing has it, with a space."""
+    a request has none. join: the choice follows the prompt as writing has it, with a space. row: as it
+    stands in the file, for tasks that somebody else frames."""
 
     id: str
     prompt: str
@@ -25,6 +26,7 @@ class Item:
     gold: int = 0
     group: str | None = None
     join: bool = True
+    row: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -146,10 +148,21 @@ def _request(row: Row, name: str, part: TaskPart, _rows: list[Row]) -> Item:
     return Item(name, str(row["prompt"]), (), 0, _group(row, part))
 
 
+def _harness(row: Row, name: str, part: TaskPart, _rows: list[Row]) -> Item:
+    """Choices and gold where they are plain fields; the frame is the harness's."""
+    choices = row.get("choices")
+    gold = row.get("gold", 0)
+    plain = isinstance(choices, list) and isinstance(gold, int)
+    text = str(row.get("query") or row.get("question") or row.get("prompt") or name)
+    shown = tuple(map(str, choices)) if plain else ()  # type: ignore[arg-type]
+    return Item(name, text, shown, gold if plain else 0, _group(row, part), row=row)
+
+
 _MAKERS: dict[str, Callable[[Row, str, TaskPart, list[Row]], Item]] = {
     "facts": _fact,
     "choice": _choice,
     "cloze": _cloze,
     "pairs": _pair,
     "requests": _request,
+    "harness": _harness,
 }

@@ -33,7 +33,7 @@ def run_tasks(
     spans: dict[tuple[str, int], slice] = {}
     for task in tasks:
         for number, item in enumerate(task.items):
-            if item.choices:
+            if item.choices and task.part.kind != "harness":
                 spans[task.name, number] = slice(len(asked), len(asked) + len(item.choices))
                 asked += [pair_ids(model, item.prompt, c, item.join) for c in item.choices]
     scores = score_ids(model, asked, label=label)
@@ -41,6 +41,11 @@ def run_tasks(
     for task in tasks:
         if task.part.kind == "requests":
             found[task.name] = _answered(model, task)
+            continue
+        if task.part.kind == "harness":
+            from surgery.audit.tasks.harness import run_harness
+
+            found[task.name] = [Outcome(*answer) for answer in run_harness(model, task)]
             continue
         mine = [scores[spans[task.name, number]] for number in range(len(task.items))]
         if task.part.kind in ("facts", "cloze"):

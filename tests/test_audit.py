@@ -343,3 +343,101 @@ def test_sham_has_the_same_tensors_rank_and_norm(model: Model) -> None:
     assert one.id == sham(first, seed=1).id != sham(first, seed=2).id
     cosine = (value * control_value).sum() / value.norm() / control_value.norm()
     assert abs(float(cosine)) < 0.2
+
+
+# ---------------------------------------------------------------------- who did it
+def test_leaving_one_out_and_bisection_find_the_edit(model: Model, suite: Suite) -> None:
+    from surgery.audit.blame import bisect, leave_one_out
+
+    small = [
+        rank_one(model, 0.001, f"model.layers.{i}.mlp.down_proj.weight", facts=False)
+        for i in (0, 1, 3)
+    ]
+    large = rank_one(model, 3.0, "model.layers.2.mlp.down_proj.weight", facts=False)
+    stack = [small[0], small[1], large, small[2]]
+    shares = leave_one_out(model, stack, suite)
+    assert shares[0].edit == large.id and shares[0].kl > 100 * abs(shares[1].kl)
+    assert not model.edits
+    prompt = [("the capital of France is", "Paris")]
+    (before,) = answer_logprobs(model, prompt)
+
+    def same(edited: Model) -> bool:
+        (now,) = answer_logprobs(edited, prompt)
+        return abs(now.mean_logprob - before.mean_logprob) < 0.05
+
+    assert bisect(model, stack, same) == (2, large)
+    with pytest.raises(SurgeryError, match="nothing broke it"):
+        bisect(model, small, same)
+
+
+# ---------------------------------------------------------------------- coarser copies
+@torch.no_grad()
+def test_reloads_round_what_they_say_and_are_taken_back(tmp_path: Path) -> None:
+    from surgery.audit.reload import reloaded
+    from surgery.audit.weights import round_to_nearest
+
+    for family in ("llama", "gpt2"):
+        model = load(tiny_checkpoint(tmp_path, family), device="cpu")
+        before = {name: p.clone() for name, p in model.hf.named_parameters()}
+        weight = model.mlp_out_weight(1)
+        expected = round_to_nearest(weight.contiguous(), 4)
+        with reloaded(model, "int4"):
+            assert torch.equal(model.mlp_out_weight(1), expected)
+            assert not torch.equal(expected, before_of(before, model))
+            assert torch.equal(model.embedding.weight, before[f"{model.architecture.embed}.weight"])
+        with reloaded(model, "bfloat16"):
+            assert torch.equal(model.head.weight, model.head.weight.bfloat16().float())
+        assert all(torch.equal(p, before[name]) for name, p in model.hf.named_parameters())
+
+
+def before_of(before: dict[str, torch.Tensor], model: Model) -> torch.Tensor:
+    weight = before[f"{model.architecture.mlp_out_module(1)}.weight"]
+    return weight if model.architecture.layout == "linear" else weight.T
+
+
+def test_the_reload_band_is_in_the_report(model: Model, suite: Suite) -> None:
+    part = suite.controls.model_copy(update={"reload": ["bfloat16", "int8"]})
+    report = audit(model, rank_one(model), suite=suite.model_copy(update={"controls": part}))
+    band = report.controls["reload"]
+    assert 0 < band["bfloat16"]["kl_mean"] < band["int8"]["kl_mean"]
+    assert 0 <= band["int8"]["success"] <= 1
+
+
+# ---------------------------------------------------------------------- the gate as tests
+def test_pytest_plugin(
+    model: Model, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import subprocess
+    import sys
+    from importlib.metadata import entry_points
+
+    from ruamel.yaml import YAML
+
+    apply([rank_one(model, 0.001)], model.checkpoint.path, tmp_path / "edited")
+    file = Path(suite.folder) / "tiny.yaml"
+    with file.open("w") as stream:
+        YAML(typ="safe").dump(suite.model_dump(mode="json"), stream)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    # Once the distribution is installed with its entry point, pytest finds the plugin by itself.
+    known = {entry.value for entry in entry_points(group="pytest11")}
+    name = "surgery.audit.pytest_plugin"
+    plugin = [] if name in known else ["-p", name]
+    command = [
+        sys.executable, "-m", "pytest", *plugin, "-q",
+        "--surgery-base", str(model.checkpoint.path), "--surgery-edited", str(tmp_path / "edited"),
+        "--surgery-suite", str(file),
+    ]  # fmt: skip
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *more], cwd=empty, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    # The tiny edit does not take, which is what the limit on success is about.
+    done = run("--surgery-limit", "success=0", "--surgery-limit", "kl_mean=0.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sham edit" in done.stdout and "KL on unrelated text" in done.stdout
+    done = run("--surgery-limit", "success=0", "--surgery-limit", "kl_mean=1e-12")
+    assert done.returncode == 1
+    assert "mean KL on unrelated text" in done.stdout

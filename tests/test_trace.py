@@ -373,4 +373,6 @@ def test_a_real_fact_is_found_at_its_subject(smollm2: Path) -> None:
     )
     assert trace.answer == "Paris" and trace.base - trace.corrupted > 0.2
     layer, token, effect = trace.best("mlp")
-    assert token == trace.subject[1] and effect > 0.02 and layer < model.n_layers * 2 / 3
+    # Early in the network, at one of the subject's own tokens (here at its most telling one).
+    assert trace.subject[0] <= token <= trace.subject[1]
+    assert effect > 0.1 and layer < model.n_layers * 2 / 3

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.tiny import tiny_checkpoint
 
 from surgery.errors import Cancelled, SurgeryError
 from surgery.progress import track
 from surgery.spec import EditSpec
+from tests.tiny import tiny_checkpoint
 from ui.actions import commands, edits, panel, specs
 from ui.actions.answers import Asked, Pair, answer_both
 from ui.highlight import differing, marked, shaded
@@ -299,7 +299,14 @@ def test_the_form_keeps_what_it_does_not_know() -> None:
 @pytest.mark.parametrize(
     ("form", "changes", "kind"),
     [
-        ("facts", {"method": "memit", "table": [["{} is", "Japan", "two"], ["{} is", "sun", "one"], ["", "", ""]]}, "memit"),
+        (
+            "facts",
+            {
+                "method": "memit",
+                "table": [["{} is", "Japan", "two"], ["{} is", "sun", "one"], ["", "", ""]],
+            },
+            "memit",
+        ),
         ("facts", {"method": "alphaedit", "file": "facts.jsonl", "layers": "1, 2"}, "alphaedit"),
         ("behaviour", {"positive": "a\nb", "negative": "c\nd", "strength": -0.5}, "ablate"),
         ("behaviour", {"positive": "p.txt", "negative": "n.txt", "read_layer": 2}, "ablate"),

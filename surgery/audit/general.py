@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from surgery.audit.head import Head, hidden_at
-from surgery.model import Model, tokenize
+from surgery.audit.head import BATCH_TOKENS, Head, hidden_at
+from surgery.model import Model, by_length, tokenize
 from surgery.model.hooks import first
 
 
@@ -43,6 +43,13 @@ class TextStates:
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"hidden": self.hidden, "nll": self.nll, "norms": self.norms}
 
+    def of(self, texts: Sequence[Passage], chosen: Sequence[int]) -> TextStates:
+        """Those of some passages only (numbers in ascending order)."""
+        mine = torch.isin(owners(texts), torch.tensor(chosen))
+        return TextStates(
+            self.hidden[mine.to(self.hidden.device)], self.nll[mine], self.norms[:, mine]
+        )
+
 
 def passages(model: Model, kind: str, texts: Sequence[str], tokens: int) -> list[Passage]:
     """The texts cut to at most `tokens` tokens; those with fewer than two say nothing."""
@@ -54,6 +61,12 @@ def owners(texts: Sequence[Passage]) -> torch.Tensor:
     """For every token of `TextStates`, the number of its passage."""
     lengths = torch.tensor([len(passage.ids) - 1 for passage in texts])
     return torch.repeat_interleave(torch.arange(len(texts)), lengths)
+
+
+def first_batch(texts: Sequence[Passage]) -> list[int]:
+    """The passages that are read together in the first batch. Read alone, they make the same batch,
+    so the same weights give the same bits."""
+    return sorted(next(by_length([len(passage.ids) for passage in texts], BATCH_TOKENS)))
 
 
 @torch.no_grad()

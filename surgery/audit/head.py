@@ -22,6 +22,8 @@ from surgery.progress import meter
 
 # Floats of logits made at once: 16 million are 64 MB.
 _PIECE = 16_000_000
+# Tokens of a batch, padding included.
+BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def hidden_at(
     model: Model,
     rows: Sequence[Sequence[int]],
     wanted: Sequence[Sequence[int]],
-    batch_tokens: int = 1024,
+    batch_tokens: int = BATCH_TOKENS,
     label: str = "measuring",
     during: Callable[[Any], None] | None = None,
     after: Callable[[list[int], torch.Tensor], None] | None = None,

@@ -17,7 +17,7 @@ from surgery.audit.cache import BaseCache
 from surgery.audit.controls import sham as make_sham
 from surgery.audit.environment import environment
 from surgery.audit.figures import layer_ratios, task_figures, text_figures, text_kinds
-from surgery.audit.general import divergence, perplexity, text_states
+from surgery.audit.general import divergence, first_batch, perplexity, text_states
 from surgery.audit.head import Head
 from surgery.audit.measure import Measured, Plan, base_again, measure, measure_base, say_base
 from surgery.audit.reload import reloaded
@@ -189,15 +189,17 @@ class _Run:
     def _identity(self, base: Measured) -> dict[str, Any]:
         """The edit that changes nothing: what the same computation gives twice.
 
-        A cache filled under other conditions shows up here, and is then made anew.
+        One batch of the texts is read again. A cache that was filled under other conditions shows up
+        here, and is then made anew.
         """
         plan, model = self.plan, self.sides.model
-        # All of the texts, because the batches must be the same for the bits to be.
-        again = text_states(model, plan.texts, "identity")
-        if base.cached_states and not torch.equal(again.hidden, base.states.hidden):
+        chosen = first_batch(plan.texts)
+        again = text_states(model, [plan.texts[i] for i in chosen], "identity")
+        before = base.states.of(plan.texts, chosen)
+        if base.cached_states and not torch.equal(again.hidden, before.hidden):
             base.states = base_again(model, plan, self.store)
-            again = text_states(model, plan.texts, "identity")
-        gap = divergence(base.states, base.head, again, base.head)
+            before = base.states.of(plan.texts, chosen)
+        gap = divergence(before, base.head, again, base.head)
         return {
             "kl_mean": float(gap.kl.mean()),
             "kl_max": float(gap.kl.max()),

@@ -48,15 +48,16 @@ def row(figure: Figure) -> tuple[str, str, str, str, str]:
     def text(value: float | None) -> str:
         return "-" if value is None else show.format(value).replace("%", " %")
 
-    times = "-" if figure.multiple is None else f"{figure.multiple:.3g}"
-    measured = figure.goal != "higher" or figure.sham is not None
+    # Against a sham, damage means something; success does not.
+    damage = figure.goal == "same" or figure.name.startswith("kl_")
+    times = f"{figure.multiple:.3g}" if damage and figure.multiple is not None else "-"
     unit = f" ({figure.unit})" if figure.unit else ""
     return (
         figure.label + unit,
         text(figure.base),
         text(figure.edited),
-        text(figure.sham) if measured else "-",
-        times if figure.goal != "higher" else "-",
+        text(figure.sham),
+        times,
     )
 
 

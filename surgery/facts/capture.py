@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import os
 import torch
 from torch import nn
 
@@ -89,27 +88,19 @@ def _stop(_module: nn.Module, _args: Any, _kwargs: Any, _output: Any) -> None:
     raise Stop
 
 
-def fact_keys(model: Model, requests: Sequence[Request], layers: Sequence[int]) -> dict[int, torch.Tensor]:
+def fact_keys(
+    model: Model, requests: Sequence[Request], layers: Sequence[int]
+) -> dict[int, torch.Tensor]:
     """The key k* of every fact at each layer, (d_ff, facts) float64 on the CPU.
 
-    A mean over the contexts a fact is met in, so that the edit does not hang on one wording: the bare
-    prompt, the prompt behind sampled texts (as in MEMIT), and the subject at the start of a sentence.
+    A mean over the contexts a fact is met in, so that the edit does not hang on one wording: half of it
+    is the bare prompt, half the prompt behind sampled texts, as in MEMIT.
     """
-    rows = [row for request in requests for row in (*request.rewriting, request.essence)]
+    rows = [row for request in requests for row in request.rewriting]
     contexts = len(requests[0].rewriting)
-    keys = capture(model, rows, keys=layers).keys
-    weights = context_weights(contexts).double()
+    behind = contexts - 1
+    weights = torch.tensor([0.5] + [0.5 / behind] * behind if behind else [1.0]).double()
     return {
-        layer: torch.einsum("fcd,c->df", found.double().cpu().unflatten(0, (-1, contexts + 1)), weights)
-        for layer, found in keys.items()
+        layer: torch.einsum("fcd,c->df", found.double().cpu().unflatten(0, (-1, contexts)), weights)
+        for layer, found in capture(model, rows, keys=layers).keys.items()
     }
-
-
-W = eval(os.environ.get("CTXW", "(0.5,0.5,0.0)"))
-def context_weights(contexts: int) -> torch.Tensor:
-    """Weights of the bare prompt, the prefixed ones, and the essence row; they sum to one."""
-    bare, prefixed, essence = W
-    rest = contexts - 1
-    each = [prefixed / rest] * rest if rest else []
-    weights = torch.tensor([bare, *each, essence])
-    return weights / weights.sum()

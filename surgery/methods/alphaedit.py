@@ -43,7 +43,9 @@ def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:
     bases = {n: null_space(spread.moments[n], threshold) for n in spread.layers}
     for layer, U in bases.items():
         if U.shape[1] == 0:
-            raise SurgeryError(f"threshold {threshold} leaves no null space at layer {layer}: raise it")
+            raise SurgeryError(
+                f"threshold {threshold} leaves no null space at layer {layer}: raise it"
+            )
     share = part.ridge or RIDGE
     whiteners = {n: _whitener(spread.moments[n], U) for n, U in bases.items()}
     softness = share * _typical_weight(model, spread, whiteners[spread.layers[-1]])

@@ -14,7 +14,6 @@ at the same success on paraphrases.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ NAMES = Path(__file__).parent / "subjects.txt"
 TEMPLATES = ("{}", "This is about {}", "People often speak of {}")
 # Names tried in the edited prompts: at most so many in all, and at least so many a prompt.
 IN_CONTEXT, LEAST_A_PROMPT = 1200, 24
-WEIGHT = float(os.environ.get("NW","0.3"))
+WEIGHT = 0.3
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def causal_trace(
     total = len(kinds) * (len(ids) - span[0]) * model.n_layers
     with meter("tracing", total, unit="state") as progress:
         found = tracer.effects(kinds, min(screen, samples), batch_tokens, progress.advance)
-    effects = {kind: mean for kind, (mean, _) in found.items()}
+    effects: dict[TraceKind, torch.Tensor] = {kind: mean for kind, (mean, _) in found.items()}
     trace = CausalTrace(
         prompt=text,
         subject_text=subject,

@@ -133,8 +133,9 @@ def _headline(figure: Any, trace: CausalTrace, height: float, width: float) -> N
         left,
         0.14 / height,
         f"Colour: probability of “{trace.answer}” that restoring one clean state gives back. "
-        f"Noise {trace.sigma:.2g} on the subject (orange), mean of {trace.samples} samples. "
-        "Ring: the strongest state" + (", last token apart." if "stream" in trace.effects else "."),
+        f"Noise {trace.sigma:.2g} on the subject (orange), mean of up to {trace.samples} samples. "
+        "Ring: the strongest state"
+        + (" (of the stream, before the last token)." if "stream" in trace.effects else "."),
         fontsize=7.5,
         color=_FAINT,
         va="center",

@@ -115,6 +115,7 @@ def save_adapter(lora: LoRA, model: Model, folder: Path, base: str) -> Path:
         for which, factor in zip("AB", pair, strict=True)
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_model.safetensors").chmod(0o644)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

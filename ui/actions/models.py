@@ -25,9 +25,9 @@ def side(bench: Bench, choice: str) -> Any:
     from surgery.compare import Side
 
     if choice == BASE:
-        return Side(f"{bench.name}", bench.model)
+        return Side(f"{bench.name} (base)", bench.model)
     if choice == STACK:
-        return Side(f"{bench.name}, edited", bench.model, tuple(bench.here))
+        return Side(f"{bench.name} (edited)", bench.model, tuple(bench.here))
     return Side.of(str(checkpoints.clean(choice)))
 
 
@@ -56,8 +56,8 @@ def answers(
         with bench.lock:
             found = ask(sides(bench, chosen), list(prompts), max_new_tokens=tokens, chat=chat)
         agree = sum(row.agree for row in found.rows)
-        counts = ", ".join(
-            f"{esc(name)} {n}" for name, n in zip(found.sides, found.refusals, strict=True)
+        counts = " · ".join(
+            f"{esc(name)}: {n}" for name, n in zip(found.sides, found.refusals, strict=True)
         )
         rounds = []
         for row in found.changed_first:
@@ -65,7 +65,7 @@ def answers(
             texts[0] = Raw(esc(row.answers[0]))
             rounds.append(_round(row.prompt, found.sides, texts, row.refused, row.agreement))
         return (
-            f'<p class="finding">{agree} of {len(found.rows)} answers agree. Refusals: {counts}.</p>'
+            f'<p class="finding">{agree} of {len(found.rows)} answers agree. Refusals: {counts}</p>'
             f'<div class="talk">{"".join(rounds)}</div>'
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from surgery.errors import SurgeryError
 from ui.markup import Raw, esc, notices, short
 from ui.naming import label, what
 from ui.session import Bench
@@ -146,3 +147,9 @@ def act(bench: Bench, do: str, id: str, seen: int | None) -> None:
             bench.move(id, -1, seen)
         case "remove":
             bench.remove(id, seen)
+        case "undo":
+            bench.undo(seen)
+        case "redo":
+            bench.redo(seen)
+        case _:
+            raise SurgeryError(f"nothing called {do!r} can be done to the stack")

@@ -54,8 +54,7 @@ def build(bench: Bench, shell: Shell) -> None:
         job = bench.job("loading", lambda: checkpoints.open_checkpoint(bench, chosen))
         for status, done in run(job):
             described = _about(chosen) if done is not None else gr.skip()
-            yield done or status, described, gr.update()
-        yield gr.skip(), gr.skip(), gr.update(interactive=True)
+            yield done or status, described, gr.update(interactive=job.ended)
 
     path.change(look, path, [said, about], api_name="describe", trigger_mode="always_last", **LIGHT)
     changes(shell, load.click(open_it, path, [said, about, load], api_name="load", **MODEL), "load")

@@ -125,17 +125,6 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
             return tuple(gr.skip() for _ in range(4))
         return (written, *look(written))
 
-    def left_field(form: str, text: str, *values: Any) -> tuple[Any, ...]:
-        # Merely passing through a field must not touch YAML that the form does not show.
-        if (text or "").strip():
-            try:
-                shown = specs.from_yaml(text)[0]
-            except SurgeryError:
-                shown = None
-            if shown != form:
-                return tuple(gr.skip() for _ in range(4))
-        return from_form(form, text, *values)
-
     def from_text(text: str) -> tuple[Any, ...]:
         try:
             form, values = specs.from_yaml(text)
@@ -168,15 +157,19 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
         """Solve a spec given as YAML on the model in memory, and put it on the stack."""
         spec, said = specs.check(text or "")
         if spec is None:
-            yield said, gr.skip(), *busy(False)
+            yield said, gr.skip(), gr.skip(), *busy(False)
             return
-        yield "", gr.skip(), *busy(True)
+        yield "", gr.skip(), gr.skip(), *busy(True)
         job = bench.job("solving", actions.solve(bench, spec), owner(request))
         for progress, done in run(job):
             shown = actions.outcome_html(done) if done is not None else gr.skip()
-            yield progress, shown, *busy(not job.ended)
+            planned = gr.skip()
+            if done is not None:
+                planned = notice("This edit is on the stack now.", "plain")
+            yield progress, shown, planned, *busy(not job.ended)
 
     looked = [valid, ahead, command]
+    # One event for all fields: answers come back in the order of typing.
     gr.on(
         [box.input for box in boxes],
         from_form,
@@ -185,23 +178,15 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
         api_name="form_to_yaml",
         **TYPING,
     )
-    # Input methods and some pastes do not report what they did until the field is left.
-    gr.on(
-        [box.blur for box in boxes if isinstance(box, gr.Textbox)],
-        left_field,
-        [kind, yaml, *boxes],
-        [yaml, *looked],
-        api_name="form_left",
-        **TYPING,
-    )
     kind.input(chosen, [kind, *boxes], [*groups, yaml, *looked], api_name="choose_kind", **TYPING)
     yaml.input(from_text, yaml, [kind, *boxes, *groups, *looked], api_name="yaml_to_form", **TYPING)
     recipe.input(
         start_from, recipe, [kind, *boxes, *groups, yaml, *looked], api_name="ready_made", **TYPING
     )
-    event = solve.click(solve_it, yaml, [status, result, solve, cancel], api_name="solve", **MODEL)
+    event = solve.click(
+        solve_it, yaml, [status, result, ahead, solve, cancel], api_name="solve", **MODEL
+    )
     changes(shell, event, "solve")
-    event.then(look, yaml, looked, api_name="solve_looked", **HIDDEN)
 
     def validate(text: str) -> dict[str, Any]:
         """Whether a YAML text is a whole spec; if not, what is wrong and on which line."""

@@ -73,7 +73,7 @@ def side_panel(bench: Bench, header: gr.HTML) -> Shell:
         redo = gr.Button("Redo", size="sm", elem_id="redo", interactive=False, min_width=60)
         check = gr.Button("Check weights", size="sm", elem_id="check", min_width=110)
     said = gr.HTML("", elem_id="stack-said", apply_default_css=False)
-    shell = Shell(bench, header, stack, gr.State(0), undo, redo, said)
+    shell = Shell(bench, header, stack, gr.State(None), undo, redo, said)
     _wire(shell, check)
     return shell
 
@@ -128,7 +128,7 @@ def _wire(shell: Shell, check: gr.Button) -> None:
     gr.Timer(1.5).tick(tick, shell.seen, shell.outputs, api_name="refresh", **HIDDEN)
 
     def stack_change(do: str, edit: str) -> dict[str, Any]:
-        """Switch an edit (`toggle`), move it (`up`, `down`) or `remove` it, by its id."""
+        """Switch an edit (`toggle`), move it (`up`, `down`) or `remove` it, by its id; `undo`, `redo`."""
         panel.act(bench, do, edit, None)
         return stack_state()
 

@@ -35,7 +35,7 @@ def run_harness(model: Model, task: Task) -> list[tuple[bool, str]]:
     options = dict(task.part.options)
     metric = options.pop("metric", "acc")
     rows = [dict(item.row) for item in task.items]
-    config = {
+    config: dict[str, Any] = {
         "task": f"surgery_{task.name}",
         "custom_dataset": lambda **_: {"test": rows},
         "test_split": "test",
@@ -50,14 +50,17 @@ def run_harness(model: Model, task: Task) -> list[tuple[bool, str]]:
         from lm_eval.tasks import TaskManager
 
         window = int(getattr(model.hf.config, "max_position_embeddings", 2048) or 2048)
-        lm = HFLM(
+        wrapper: Any = HFLM
+        lm = wrapper(
             pretrained=model.hf,
             tokenizer=model.tokenizer,
             batch_size=16,
             max_length=min(2048, window),
         )
         try:
-            found = lm_eval.simple_evaluate(
+            # The harness annotates its arguments and results more narrowly than it uses them.
+            evaluate: Any = lm_eval.simple_evaluate
+            found = evaluate(
                 model=lm,
                 tasks=[config],
                 task_manager=TaskManager(include_defaults=False),
@@ -67,7 +70,6 @@ def run_harness(model: Model, task: Task) -> list[tuple[bool, str]]:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SurgeryError(f"lm-eval cannot run the task {task.name}: {error!r}") from None
-    assert found is not None
     samples = sorted(found["samples"][config["task"]], key=lambda sample: sample["doc_id"])
     return [(bool(sample[metric]), _preferred(sample)) for sample in samples]
 

@@ -45,6 +45,12 @@ def test_spec_loads(name: str) -> None:
     assert spec.name
     again = surgery.EditSpec.parse(spec.to_yaml())
     assert again.id == spec.id
+    for part in spec.edits:
+        for fact in getattr(part, "facts", []):
+            # A neighbour that has the new answer already says nothing about damage.
+            assert fact.target not in fact.neighborhood_targets
+            assert len(fact.neighborhood_targets) == len(fact.neighborhood_prompts) > 0
+            assert fact.paraphrase_prompts and fact.target_true
 
 
 @pytest.fixture(scope="module")

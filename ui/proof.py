@@ -51,7 +51,7 @@ def prove(model: Model) -> Proof:
         stored = torch_dtype(ref.dtype)
         exact &= parameter.dtype in (stored, torch.float32)
         held = parameter.detach().to("cpu", stored).contiguous()
-        digest = hashlib.sha256(held.view(torch.uint8).numpy()).hexdigest()
+        digest = hashlib.sha256(held.view(torch.uint8).numpy().data).hexdigest()
         whole.update(f"{key}={digest};".encode())
         checked += 1
         if digest != lineage.original_hash(key):

@@ -100,6 +100,21 @@ class Bench:
         """The edits that are on and did not come with the folder."""
         return [self.deltas[e.id] for e in self.stack if e.on and not e.folder]
 
+    def combined(self, deltas: Sequence[Delta]) -> Delta:
+        """Several edits as one change of the base, which says what all of them were about."""
+        from surgery.delta import Delta, combine
+
+        parts = [e for d in deltas for e in (d.metadata.get("spec") or {}).get("edits", [])]
+        return Delta(
+            combine([delta.tensors for delta in deltas]),
+            base_id=self.base_id,
+            untie=any(delta.untie for delta in deltas),
+            metadata={
+                "edits_head": any(d.metadata.get("edits_head") for d in deltas),
+                **({"spec": {"version": 1, "name": "the stack", "edits": parts}} if parts else {}),
+            },
+        )
+
     @property
     def state(self) -> str:
         """The state the model is in, in words."""

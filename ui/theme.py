@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
-from gradio.themes.utils import fonts, sizes
+from gradio.themes.base import Base
+from gradio.themes.utils import colors, fonts, sizes
 
 STYLE = Path(__file__).with_name("style.css")
 
-_ACCENT = gr.themes.Color(
+_ACCENT = colors.Color(
     c50="#eef6f5",
     c100="#d7ebe9",
     c200="#aed8d4",
@@ -28,7 +28,7 @@ _ACCENT = gr.themes.Color(
     c950="#062322",
     name="scrub",
 )
-_GREY = gr.themes.Color(
+_GREY = colors.Color(
     c50="#fafaf8",
     c100="#f3f3f0",
     c200="#e5e5e0",
@@ -44,9 +44,9 @@ _GREY = gr.themes.Color(
 )
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """The theme for `launch(theme=...)`."""
-    look = gr.themes.Base(
+    look = Base(
         primary_hue=_ACCENT,
         secondary_hue=_ACCENT,
         neutral_hue=_GREY,

@@ -1,6 +1,6 @@
 """What do the statistics cost? All layers in one pass, against a plain forward pass and one pass a layer.
 
-    python -m benchmarks.speed.statistics --base weights/smollm2-135m-instruct --tokens 8192
+python -m benchmarks.speed.statistics --base weights/smollm2-135m-instruct --tokens 8192
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ def main() -> None:
     timed(forward)  # warm up
     plain = min(timed(forward) for _ in range(2))
     ours = min(
-        timed(lambda: collect(model, layers, tokens=args.tokens, use_store=False))
-        for _ in range(2)
+        timed(lambda: collect(model, layers, tokens=args.tokens, use_store=False)) for _ in range(2)
     )
-    single = sum(
-        timed(lambda n=n: collect(model, [n], tokens=args.tokens, use_store=False))
-        for n in (0, len(layers) // 2, len(layers) - 1)
-    ) / 3
+    single = (
+        sum(
+            timed(lambda n=n: collect(model, [n], tokens=args.tokens, use_store=False))
+            for n in (0, len(layers) // 2, len(layers) - 1)
+        )
+        / 3
+    )
     lines = [
         f"{taken} tokens, {len(layers)} layers, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}; base {model.checkpoint.id[:12]}",

@@ -34,9 +34,7 @@ def facts(count: int) -> list[Fact]:
     made = []
     for one, other in zip(records, records[1:], strict=False):
         if one["relation"] == other["relation"] and one["answer"] != other["answer"]:
-            made.append(
-                Fact(prompt=one["prompt"], subject=one["subject"], target=other["answer"])
-            )
+            made.append(Fact(prompt=one["prompt"], subject=one["subject"], target=other["answer"]))
     step = max(1, len(made) // count)
     return made[::step][:count]
 
@@ -68,15 +66,18 @@ def main() -> None:
 
     rows = []
     slow, reference = timed(plain_targets, args.plain)
-    alone = [
-        solve_and_time(model, rewriting[i], essence[i], settings) for i in range(args.plain)
-    ]
+    alone = [solve_and_time(model, rewriting[i], essence[i], settings) for i in range(args.plain)]
     each = sum(seconds for seconds, _ in alone) / args.plain
     together, batch = timed(solve_targets, args.facts)
     difference = (batch.loss[: args.plain] - reference.loss).abs().max()
     rows.append(("plain reference, one by one", slow, 1.0, float(reference.loss.mean())))
     rows.append(
-        ("ours, one by one", each, slow / each, sum(float(t.loss[0]) for _, t in alone) / args.plain)
+        (
+            "ours, one by one",
+            each,
+            slow / each,
+            sum(float(t.loss[0]) for _, t in alone) / args.plain,
+        )
     )
     rows.append(
         (f"ours, {args.facts} facts together", together, slow / together, float(batch.loss.mean()))

@@ -12,6 +12,7 @@ from ui.session import Bench, new_id
 
 if TYPE_CHECKING:
     from surgery.audit import Report
+    from surgery.audit.blame import Share
 
 # Reports kept for taking away, by an id that the window holds.
 REPORTS: dict[str, Report] = {}
@@ -48,6 +49,9 @@ def audit(bench: Bench, suite: str) -> Callable[[], tuple[str, Report]]:
                 "nothing is switched on, so there is nothing to measure: solve an edit first"
             )
         folder = any(entry.folder for entry in bench.stack)
+        if bench.stale():
+            # The audit refuses an order the edits were not solved in; as one change it is what it is.
+            edits = [bench.combined(edits)]
         with bench.as_base() as model:
             report = measure(model, edits, suite=suite, cache=not folder)
         return keep(report), report
@@ -137,76 +141,39 @@ def _flips(report: Report) -> str:
 
 
 # ---------------------------------------------------------------------- which edit did it
-def attribute(bench: Bench, suite: str) -> Callable[[], list[dict[str, Any]]]:
-    """The work of telling the edits' damage apart: each alone, and the stack without it.
+def attribute(bench: Bench, suite: str) -> Callable[[], list[Share]]:
+    """The work of telling the edits' damage apart: the stack, and the stack without each in turn."""
 
-    Only the divergence on unrelated text is measured, so it takes seconds.
-    """
-
-    def work() -> list[dict[str, Any]]:
-        from surgery.progress import track
+    def work() -> list[Share]:
+        from surgery.audit.blame import leave_one_out
 
         edits = bench.on
         if not edits:
             raise SurgeryError("nothing is switched on, so there is nothing to tell apart")
-        small = _texts_only(suite)
-        with bench.as_base() as model:
-            whole = _divergence(model, edits, small)
-            rows = []
-            for delta in track(edits, "one edit at a time", total=len(edits)):
-                rest = [other for other in edits if other.id != delta.id]
-                rows.append(
-                    {
-                        "edit": label(delta),
-                        "id": delta.id,
-                        "alone": _divergence(model, [delta], small),
-                        "without": _divergence(model, rest, small) if rest else 0.0,
-                        "all": whole,
-                    }
-                )
-        return sorted(rows, key=lambda row: -(row["all"] - row["without"]))
+        return leave_one_out(bench.model, edits, suite)
 
     return work
 
 
-def attribution_html(rows: Sequence[dict[str, Any]], state: str, stamp: str = "") -> str:
+def attribution_html(bench: Bench, shares: Sequence[Share]) -> str:
+    """What each edit adds to the damage of the whole stack, the worst on top."""
     body = [
         (
-            row["edit"],
-            f"{row['alone']:.4f}",
-            f"{row['without']:.4f}",
-            f"{row['all'] - row['without']:+.4f}".replace("-", "−"),
+            label(bench.deltas[share.edit]) if share.edit in bench.deltas else share.name,
+            signed(share.kl, 4),
+            signed(share.perplexity, 2),
+            str(share.lost),
+            str(share.won),
         )
-        for row in rows
+        for share in shares
     ]
+    heads = ["Edit", "Divergence it adds", "Perplexity it adds", "Items lost", "Items won"]
     return (
-        state_line(state, "Measured for", stamp)
-        + f'<p class="finding">All together move unrelated text by {rows[0]["all"]:.4f} nats a token.</p>'
-        + table(["Edit", "Alone", "All but this one", "Its share"], body, "tnnn")
+        state_line(bench.state, "Measured for", bench.stamp)
+        + table(heads, body, "tnnnn")
+        + '<p class="quiet">Divergence on unrelated text in nats a token; items of the suite’s tasks '
+        "that are right without the edit and wrong with it, and the other way round.</p>"
     )
-
-
-def _texts_only(name: str) -> Any:
-    from surgery.audit import Suite
-    from surgery.audit.suite import Controls, EditPart
-
-    suite = Suite.load(name)
-    return suite.model_copy(
-        update={
-            "tasks": [],
-            "answers": [],
-            "limits": {},
-            "controls": Controls(identity=False, sham=0),
-            "edit": EditPart(neighbours=0, plus=False, generations=0, facts=1),
-        }
-    )
-
-
-def _divergence(model: Any, edits: Sequence[Any], suite: Any) -> float:
-    from surgery.audit import audit as measure
-
-    value = measure(model, list(edits), suite=suite, force=True).value("kl_mean")
-    return float(value or 0.0)
 
 
 # ---------------------------------------------------------------------- the flinch test
@@ -219,7 +186,7 @@ def flinch_test(
         import tempfile
         from pathlib import Path
 
-        from surgery.delta import SUFFIX, Delta, combine, save_delta
+        from surgery.delta import SUFFIX, save_delta
         from surgery.flinch import flinch
         from surgery.flinch.sets import KINDS, own
 
@@ -228,13 +195,8 @@ def flinch_test(
         with tempfile.TemporaryDirectory() as folder:
             paths: list[str | Path] = [str(source) for source in sources]
             if with_stack and bench.here:
-                # Everything on the stack as one delta: what the test takes is files.
-                whole = Delta(
-                    combine([d.tensors for d in bench.here]),
-                    base_id=bench.base_id,
-                    untie=any(d.untie for d in bench.here),
-                    metadata={"edits_head": any(d.metadata.get("edits_head") for d in bench.here)},
-                )
+                # What the test takes is files.
+                whole = bench.combined(bench.here)
                 paths.append(save_delta(whole, Path(folder) / f"{bench.name} as edited{SUFFIX}"))
             if not paths:
                 raise SurgeryError("choose at least one checkpoint")
@@ -295,6 +257,10 @@ def _change(figure: Any) -> Raw:
         low, high = figure.interval
         wide = f"<small>{low:+.3g} to {high:+.3g}</small>".replace("-", "−")
     return Raw(f"{figure.change:+.3g}".replace("-", "−") + wide)
+
+
+def signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _goal(goal: str) -> str:

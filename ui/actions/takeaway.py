@@ -66,18 +66,10 @@ def adapter(bench: Bench) -> Callable[[], Taken]:
     """Everything that is on as one LoRA adapter, as a folder and zipped."""
 
     def work() -> Taken:
-        from surgery.delta import Delta, combine
         from surgery.export import to_lora
 
         edits = _some(bench)
-        whole = edits[0]
-        if len(edits) > 1:
-            whole = Delta(
-                combine([delta.tensors for delta in edits]),
-                base_id=bench.base_id,
-                untie=any(delta.untie for delta in edits),
-                metadata={"edits_head": any(d.metadata.get("edits_head") for d in edits)},
-            )
+        whole = edits[0] if len(edits) == 1 else bench.combined(edits)
         out = export_folder() / f"{commands.stem(bench.name)}-{whole.id[:8]}-lora"
         to_lora(whole, out, base=bench.path, overwrite=True)
         packed = shutil.make_archive(str(out), "zip", out)

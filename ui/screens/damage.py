@@ -89,21 +89,17 @@ def _which(bench: Bench) -> None:
         cancel = cancel_button(bench, "which")
     status = gr.HTML("", elem_id="which-status", apply_default_css=False)
     shown = gr.HTML(
-        empty("Each edit alone, and the stack without it: how far unrelated text moves."),
+        empty("The stack is measured without each edit in turn: what each adds to the damage."),
         elem_id="which-table",
         apply_default_css=False,
     )
 
     def tell(request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        """How much each edit of the stack moves unrelated text."""
+        """What each edit of the stack adds to the damage."""
         yield "", gr.skip(), *busy(True)
         job = bench.job("telling apart", actions.attribute(bench, "quick"), owner(request))
         for said, rows in run(job):
-            html = (
-                actions.attribution_html(rows, bench.state, bench.stamp)
-                if rows is not None
-                else gr.skip()
-            )
+            html = actions.attribution_html(bench, rows) if rows is not None else gr.skip()
             yield said, html, *busy(not job.ended)
 
     go.click(tell, None, [status, shown, go, cancel], api_name="which_edit", **MODEL)

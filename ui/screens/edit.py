@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from surgery.errors import SurgeryError
 from ui.actions import commands, specs
@@ -198,7 +199,7 @@ def build(bench: Bench, shell: Shell) -> dict[str, Any]:
             return {"valid": False, "error": str(error)}
         return {"valid": True, "id": spec.id}
 
-    gr.api(validate, api_name="validate", queue=False)
+    api(validate, api_name="validate", queue=False)
     return {
         "kind": kind,
         "fields": fields,

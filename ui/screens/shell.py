@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from surgery.errors import Cancelled, SurgeryError
 from ui.actions import edits as edit_actions
@@ -144,8 +145,8 @@ def _wire(shell: Shell, check: gr.Button) -> None:
             "digest": None if proof is None else proof.digest,
         }
 
-    gr.api(stack_change, api_name="stack_change", concurrency_id="model", concurrency_limit=1)
-    gr.api(stack_state, api_name="stack", queue=False)
+    api(stack_change, api_name="stack_change", concurrency_id="model", concurrency_limit=1)
+    api(stack_state, api_name="stack", queue=False)
 
 
 def run(job: Job[Any]) -> Iterator[tuple[str, Any]]:

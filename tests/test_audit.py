@@ -11,7 +11,7 @@ from tiny import tiny_checkpoint
 
 from surgery.audit import Report, answer_logprobs, audit
 from surgery.audit.controls import identity, sham
-from surgery.audit.general import divergence, passages, perplexity, text_states
+from surgery.audit.general import divergences, passages, perplexity, text_states
 from surgery.audit.head import Head
 from surgery.audit.suite import Suite, TaskPart, TextPart
 from surgery.delta import Delta, Dense, LowRank
@@ -147,7 +147,8 @@ def test_kl_and_perplexity_are_those_of_plain_transformers(model: Model) -> None
         after = text_states(model, texts)
         for text in texts:
             plain.append(model.hf(torch.tensor([text.ids])).logits[0, :-1].double())
-    gap = divergence(before, head, after, head)
+    base_nll, [gap] = divergences(texts, before, head, [(after, head)])
+    assert torch.equal(divergences(texts, before, head, [(before, head)])[0], base_nll)
     kl, agree, nll = [], [], []
     for text, changed in zip(texts, plain, strict=True):
         p = model.hf(torch.tensor([text.ids])).logits[0, :-1].double().log_softmax(-1)
@@ -159,7 +160,7 @@ def test_kl_and_perplexity_are_those_of_plain_transformers(model: Model) -> None
     assert float(expected.mean()) > 1e-3
     assert torch.allclose(gap.kl.double(), expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(gap.agree, torch.cat(agree))
-    assert perplexity(after.nll) == pytest.approx(math.exp(float(torch.cat(nll).mean())), rel=1e-5)
+    assert perplexity(gap.nll) == pytest.approx(math.exp(float(torch.cat(nll).mean())), rel=1e-5)
 
 
 @torch.no_grad()
@@ -326,6 +327,19 @@ def test_the_base_is_measured_once(
     assert second.figures == first.figures
 
 
+@torch.no_grad()
+def test_surprise_is_the_bases_nll_of_the_answer(model: Model) -> None:
+    from surgery.audit.freetext import surprise
+    from surgery.model import chat
+
+    found = surprise(model, {"what is the capital": " Paris and Rome", "where": "  "})
+    prompt = model.tokenizer(chat(model, "what is the capital"))["input_ids"]
+    ids = prompt + model.tokenizer(" Paris and Rome")["input_ids"]
+    logits = model.hf(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[len(prompt) :]))
+    assert found == {"what is the capital": pytest.approx(float(expected), abs=1e-4)}
+
+
 # ---------------------------------------------------------------------- controls
 def test_sham_has_the_same_tensors_rank_and_norm(model: Model) -> None:
     first = rank_one(model)
@@ -347,7 +361,7 @@ def test_sham_has_the_same_tensors_rank_and_norm(model: Model) -> None:
 
 # ---------------------------------------------------------------------- who did it
 def test_leaving_one_out_and_bisection_find_the_edit(model: Model, suite: Suite) -> None:
-    from surgery.audit.blame import bisect, leave_one_out
+    from surgery.audit.attribution import bisect, leave_one_out
 
     small = [
         rank_one(model, 0.001, f"model.layers.{i}.mlp.down_proj.weight", facts=False)
@@ -401,43 +415,3 @@ def test_the_reload_band_is_in_the_report(model: Model, suite: Suite) -> None:
     band = report.controls["reload"]
     assert 0 < band["bfloat16"]["kl_mean"] < band["int8"]["kl_mean"]
     assert 0 <= band["int8"]["success"] <= 1
-
-
-# ---------------------------------------------------------------------- the gate as tests
-def test_pytest_plugin(
-    model: Model, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import subprocess
-    import sys
-    from importlib.metadata import entry_points
-
-    from ruamel.yaml import YAML
-
-    apply([rank_one(model, 0.001)], model.checkpoint.path, tmp_path / "edited")
-    file = Path(suite.folder) / "tiny.yaml"
-    with file.open("w") as stream:
-        YAML(typ="safe").dump(suite.model_dump(mode="json"), stream)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    # Once the distribution is installed with its entry point, pytest finds the plugin by itself.
-    known = {entry.value for entry in entry_points(group="pytest11")}
-    name = "surgery.audit.pytest_plugin"
-    plugin = [] if name in known else ["-p", name]
-    command = [
-        sys.executable, "-m", "pytest", *plugin, "-q",
-        "--surgery-base", str(model.checkpoint.path), "--surgery-edited", str(tmp_path / "edited"),
-        "--surgery-suite", str(file),
-    ]  # fmt: skip
-
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *more], cwd=empty, capture_output=True, text=True, timeout=300, check=False
-        )
-
-    # The tiny edit does not take, which is what the limit on success is about.
-    done = run("--surgery-limit", "success=0", "--surgery-limit", "kl_mean=0.5")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "sham edit" in done.stdout and "KL on unrelated text" in done.stdout
-    done = run("--surgery-limit", "success=0", "--surgery-limit", "kl_mean=1e-12")
-    assert done.returncode == 1
-    assert "mean KL on unrelated text" in done.stdout

@@ -284,3 +284,26 @@ def test_reports_side_by_side(tmp_path: Path) -> None:
     data = beside_data([one, two])
     assert [r["figures"]["kl_mean"]["edited"] for r in data["reports"]] == [0.001, 0.25]
     assert len({r["name"] for r in beside_data([one, one], ["x.json", "y.json"])["reports"]}) == 2
+
+
+def test_free_text_figures() -> None:
+    from surgery.audit.freetext import entropy, free_text_figures, repetition
+
+    assert repetition("one two three four five six") == 0.0
+    assert repetition("a b c a b c a b c") == pytest.approx(1 - 3 / 7)
+    assert entropy(["a b", "c d"]) == pytest.approx(2.0)
+    assert entropy([""]) == 0.0
+    figures = {
+        f.name: f
+        for f in free_text_figures(
+            {"p": "a b c d", "q": "x y"},
+            {"p": "a a a a a", "q": ""},
+            {"p": 0.5, "q": 1.0},
+            {"p": 4.0},
+        )
+    }
+    assert figures["surprise"].change == 3.5
+    assert figures["silence"].edited == 0.5
+    assert figures["entropy"].change is not None and figures["entropy"].change < 0
+    far = decide(_report(figures=[figures["surprise"]]))
+    assert far.decision == "reject" and "surprise" in far.reason

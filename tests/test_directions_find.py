@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_a_detector_separates_what_it_was_fitted_to():
 def test_sparing_takes_it_from_some_and_leaves_it_with_others(learned: Model):
     """ "red" and "one" are both answered with no; only "red" is to lose it."""
     repaired, kept, ordinary = (prompts(w, 32, seed=1) for w in ("red", "one", "green"))
-    fields = {"positive": repaired, "spare": kept, "negative": ordinary}
+    fields: dict[str, Any] = {"positive": repaired, "spare": kept, "negative": ordinary}
     delta = solve(EditSpec(edits=[AblateEdit(layers=[0, 1, 2], **fields)]), learned)
     assert all(change.rank == 1 for change in delta.tensors.values())
     fresh = [prompts(w, 30, seed=2) for w in ("red", "one", "green")]

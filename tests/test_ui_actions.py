@@ -187,7 +187,7 @@ def test_a_cancelled_solve_leaves_everything_as_it_was(bench: Bench) -> None:
     with pytest.raises(Cancelled):
         job.result()
     assert bench.prove().digest == digest and bench.revision == revision
-    assert not bench.stack and not bench.working
+    assert not bench.stack and not bench.at_work
 
 
 def test_a_window_that_goes_away_takes_its_job_with_it() -> None:
@@ -400,10 +400,11 @@ def test_every_copied_command_is_one_the_command_line_takes(bench: Bench) -> Non
         commands.apply_command(bench),
         commands.answers_command(bench, ["a 'b'", "c"], False, 20),
         commands.audit_command(bench, "quick"),
-        commands.trace_command(bench, "The capital of France is", "France"),
+        commands.trace_command(bench, "The capital of France is", "France", "Rome", 6),
+        commands.flinch_command(bench, [str(bench.path)], True, 4),
     ]
     found = [argv for text in texts for argv in runs(text)]
-    assert len(found) >= 5
+    assert len(found) >= 7
     for argv in found:
         _parse(argv)
 
@@ -433,3 +434,88 @@ def test_what_is_taken_away_is_the_edit(
     assert tuple(changed) == bench.proof.changed
     with pytest.raises(SurgeryError, match="no report yet"):
         takeaway.report("")()
+
+
+# ---------------------------------------------------------------------- the other screens
+def test_damage_is_measured_for_what_is_on_and_nothing_is_left_behind(bench: Bench) -> None:
+    from ui.actions import damage
+
+    with pytest.raises(SurgeryError, match="nothing is switched on"):
+        damage.audit(bench, "quick")()
+    first, second = solve(bench), solve(bench, OTHER)
+    digest = bench.prove().digest
+    id, report = damage.audit(bench, "quick")()
+    assert damage.REPORTS[id] is report
+    assert [edit["id"] for edit in report.edited.edits] == [first, second]
+    shown = damage.report_html(report, bench.state, bench.stamp)
+    assert report.verdict.reason[:20] in shown and "Sham edit" in shown
+    assert damage.page(report).count("<iframe") == 1 and "{{" not in damage.page(report)
+
+    shares = damage.attribute(bench, "quick")()
+    assert {share.edit for share in shares} == {first, second}
+    assert "France → Rome" in damage.attribution_html(bench, shares)
+    bench.toggle(first)  # the second was solved on top of it: measured all the same
+    damage.audit(bench, "quick")()
+    bench.toggle(first)
+    assert bench.prove().digest == digest
+
+
+def test_models_are_compared_in_both_states_of_the_one_in_memory(
+    bench: Bench, checkpoint: Path
+) -> None:
+    from ui.actions import models
+
+    solve(bench, FACT.replace("steps: 4", "steps: 30"))
+    digest = bench.prove().digest
+    asked = ["The capital of France is", "the sun", "tea and coffee"]
+    shown = models.answers(bench, [models.BASE, models.STACK, str(checkpoint)], asked, 8, False)()
+    assert (
+        shown.count('class="round"') == 3 and "(edited)" in shown and 'class="pair three"' in shown
+    )
+    with pytest.raises(SurgeryError, match="2 to 4"):
+        models.answers(bench, [models.BASE], asked, 8, False)()
+    argued = models.debate(bench, models.BASE, models.STACK, asked[0], "must_not", 2, 0)()
+    assert argued.count("<li") == 2
+    checked = models.crosscheck(bench, models.BASE, models.STACK, asked, 8)()
+    assert checked.count("reads") == 2
+    assert bench.prove().digest == digest
+    assert models.as_argument(bench, models.STACK).count("+") == 1
+
+
+def test_looking_inside_gives_a_layer_to_the_form(bench: Bench) -> None:
+    from ui.actions import inside
+
+    shown = inside.trace(bench, "The capital of France is", "France")()
+    assert shown.count("<figure") == 3 and 'data-layer="3"' in shown
+    values = inside.picked(dict(specs.BLANK), "The capital of France is", "France", 3)
+    assert (values["prompt"], values["subject"], values["layers"]) == (
+        "The capital of {} is",
+        "France",
+        "3",
+    )
+    assert "<figure" in inside.lens(bench, "The sun is", "moon")()
+    projected = inside.project(bench, "the sun", "", "the sun\nthe moon", "tea\ncoffee")()
+    assert "of the way" in projected
+    with pytest.raises(SurgeryError, match="direction"):
+        inside.project(bench, "the sun")()
+
+
+def test_a_conversation_keeps_each_sides_own_words(bench: Bench) -> None:
+    from ui.actions import talk
+
+    id, conversation = talk.open_talk(None)
+    assert talk.open_talk(id) == (id, conversation) and talk.open_talk("x")[0] != "x"
+    with pytest.raises(SurgeryError, match="chat template"):
+        talk.say(bench, conversation, "hello", Asked(True, 4))()
+    assert not conversation.rounds
+    bench.model.tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'] }} {{ m['content'] }}{% endfor %}"
+    )
+    solve(bench, FACT.replace("steps: 4", "steps: 30"))
+    for message in ("The capital of France is", "where"):
+        talk.say(bench, conversation, message, Asked(True, 6))()
+    left, right = conversation.messages("left"), conversation.messages("right")
+    assert [m["role"] for m in left] == ["user", "assistant", "user"]
+    assert left[1]["content"] == conversation.rounds[0].pair.left.text
+    assert right[1]["content"] == conversation.rounds[0].pair.right.text
+    assert talk.talk_html(conversation).count('class="round"') == 2

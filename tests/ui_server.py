@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from ui.session import Bench
 @contextlib.contextmanager
 def served(base: Path | None = None, **options: Any) -> Iterator[tuple[str, Bench]]:
     """Its address without the last slash, and the bench behind it."""
+    before = dict(os.environ)
+    exports = tempfile.TemporaryDirectory()
+    os.environ["SURGERY_EXPORTS"] = exports.name
     quiet_environment()
     bench = Bench()
     if base is not None:
@@ -30,3 +35,6 @@ def served(base: Path | None = None, **options: Any) -> Iterator[tuple[str, Benc
         yield str(demo.local_url).rstrip("/"), bench
     finally:
         demo.close()
+        exports.cleanup()
+        os.environ.clear()
+        os.environ.update(before)

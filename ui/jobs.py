@@ -47,7 +47,7 @@ class Job(Generic[T]):
         self._work = work
         self._stop = threading.Event()
         self._done = threading.Event()
-        self._began = time.monotonic()
+        self._began: float | None = None
         self._step = Step(label, 0, None, 0.0)
         self._value: Any = None
         self._error: BaseException | None = None
@@ -59,6 +59,11 @@ class Job(Generic[T]):
     @property
     def cancelled(self) -> bool:
         return self._stop.is_set()
+
+    @property
+    def started(self) -> bool:
+        """Whether it is at work now."""
+        return self._began is not None and not self._done.is_set()
 
     @property
     def ended(self) -> bool:
@@ -89,7 +94,7 @@ class Job(Generic[T]):
 
     def _now(self) -> Step:
         step = self._step
-        return Step(step.label, step.done, step.total, time.monotonic() - self._began)
+        return Step(step.label, step.done, step.total, time.monotonic() - (self._began or 0.0))
 
     def _report(self, label: str, done: float, total: float | None) -> None:
         if self._stop.is_set():

@@ -229,14 +229,15 @@ class Bench:
             with self.lock:
                 return work()
 
+        self._jobs = {who: one for who, one in self._jobs.items() if not one.ended}
         job = Job(name, locked, owner)
         self._jobs[owner] = job
         return job
 
     @property
-    def working(self) -> bool:
-        """Whether a job is running or waiting to."""
-        return any(not job.ended for job in self._jobs.values())
+    def at_work(self) -> str:
+        """What is going on with the model, for everybody who has to wait for it; empty if nothing."""
+        return next((job.label for job in list(self._jobs.values()) if job.started), "")
 
     def cancel(self, owner: str = "") -> bool:
         """Stop the owner's job; whether there was one that had not been stopped yet."""

@@ -19,7 +19,7 @@ from surgery.checkpoint import atomic_file, cache_folder
 from surgery.model import Model
 
 # Raised whenever what is computed changes its meaning.
-_VERSION = 1
+_VERSION = 3
 
 
 class BaseCache:

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 
 import torch
 
-from surgery.audit.general import Divergence, Passage, TextStates, norm_ratios, owners, perplexity
+from surgery.audit.general import Divergence, Passage, owners, perplexity
 from surgery.audit.paired import bootstrap
 from surgery.audit.report import Figure, TaskResult, TextKind
 
 
 def text_figures(
     texts: Sequence[Passage],
-    base: TextStates,
-    edited: TextStates,
-    gap: Divergence,
-    shams: Sequence[TextStates],
-    sham_gaps: Sequence[Divergence],
+    base_nll: torch.Tensor,
+    gaps: Sequence[Divergence],
+    ratios: Sequence[list[float]],
 ) -> list[Figure]:
-    """KL, agreement, perplexity and hidden norms over all texts. Intervals are over passages, because
-    the tokens of one passage are not independent. Several shams are averaged."""
+    """KL, agreement, perplexity and hidden norms over all texts.
+
+    gaps and ratios (hidden norms by layer): of the edited model, then of the shams, which are
+    averaged. Intervals are over passages, because the tokens of one passage are not independent.
+    """
+    gap, sham_gaps = gaps[0], gaps[1:]
     owner = owners(texts)
     counts = torch.bincount(owner, minlength=len(texts)).double()
 
@@ -30,13 +32,13 @@ def text_figures(
         return bootstrap((sums / counts).tolist(), counts.tolist())
 
     tokens = len(gap.kl)
-    kl = _kl(gap)
+    kl = _kl(gap.kl)
     found = [
         Figure(
             name=name, label=label, unit="nats", goal="lower", n=tokens, base=0.0,
             edited=kl[name], change=kl[name],
-            sham=_mean([_kl(g)[name] for g in sham_gaps]),
-            sham_change=_mean([_kl(g)[name] for g in sham_gaps]),
+            sham=_mean([_kl(g.kl)[name] for g in sham_gaps]),
+            sham_change=_mean([_kl(g.kl)[name] for g in sham_gaps]),
             interval=over_passages(gap.kl) if name == "kl_mean" else None,
         )
         for name, label in (
@@ -53,9 +55,9 @@ def text_figures(
                base=1.0, edited=agree, sham=sham_agree, change=agree - 1, interval=lost,
                sham_change=None if sham_agree is None else sham_agree - 1)
     )  # fmt: skip
-    before, after = perplexity(base.nll), perplexity(edited.nll)
-    control = _mean([perplexity(s.nll) for s in shams])
-    logs = over_passages(edited.nll.double() - base.nll.double())
+    before, after = perplexity(base_nll), perplexity(gap.nll)
+    control = _mean([perplexity(g.nll) for g in sham_gaps])
+    logs = over_passages(gap.nll.double() - base_nll.double())
     found.append(
         Figure(
             name="perplexity", label="perplexity on unrelated text", goal="same", n=tokens,
@@ -64,8 +66,8 @@ def text_figures(
             sham_change=None if control is None else control - before,
         )
     )  # fmt: skip
-    ratio, layer = _worst(norm_ratios(base, edited))
-    sham_ratio = _mean([_worst(norm_ratios(base, s))[0] for s in shams])
+    ratio, layer = _worst(ratios[0])
+    sham_ratio = _mean([_worst(others)[0] for others in ratios[1:]])
     found.append(
         Figure(name="hidden_norm", label=f"hidden-state length, layer {layer} (furthest from 1)",
                unit="x", goal="same", n=tokens, base=1.0, edited=ratio, sham=sham_ratio,
@@ -74,8 +76,8 @@ def text_figures(
     return found
 
 
-def _kl(gap: Divergence) -> dict[str, float]:
-    kl = gap.kl.double()
+def _kl(values: torch.Tensor) -> dict[str, float]:
+    kl = values.double()
     return {
         "kl_mean": float(kl.mean()),
         "kl_p95": float(kl.quantile(0.95)) if bool(torch.isfinite(kl).all()) else math.nan,
@@ -98,43 +100,32 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def text_kinds(
-    texts: Sequence[Passage],
-    base: TextStates,
-    edited: TextStates,
-    gap: Divergence,
-    sham: TextStates | None,
-    sham_gap: Divergence | None,
+    texts: Sequence[Passage], base_nll: torch.Tensor, gaps: Sequence[Divergence]
 ) -> list[TextKind]:
-    """The same by kind of text."""
+    """The same by kind of text, with the first sham beside."""
     owner = owners(texts)
+    gap, sham = gaps[0], gaps[1] if len(gaps) > 1 else None
     found = []
     for kind in dict.fromkeys(passage.kind for passage in texts):
-        members = torch.tensor([passage.kind == kind for passage in texts])
-        mine = members[owner]
-        part = Divergence(gap.kl[mine], gap.agree[mine])
-        kl = _kl(part)
+        mine = torch.tensor([passage.kind == kind for passage in texts])[owner]
+        kl = _kl(gap.kl[mine])
         found.append(
             TextKind(
                 kind=kind, tokens=int(mine.sum()),
                 kl=kl["kl_mean"], kl_p95=kl["kl_p95"], kl_max=kl["kl_max"],
-                agreement=float(part.agree.double().mean()),
-                perplexity_base=perplexity(base.nll[mine]),
-                perplexity_edited=perplexity(edited.nll[mine]),
+                agreement=float(gap.agree[mine].double().mean()),
+                perplexity_base=perplexity(base_nll[mine]),
+                perplexity_edited=perplexity(gap.nll[mine]),
                 perplexity_sham=perplexity(sham.nll[mine]) if sham else None,
-                kl_sham=float(sham_gap.kl[mine].double().mean()) if sham_gap else None,
+                kl_sham=float(sham.kl[mine].double().mean()) if sham else None,
             )
         )  # fmt: skip
     return found
 
 
-def layer_ratios(
-    base: TextStates, edited: TextStates, sham: TextStates | None
-) -> dict[str, list[float | None]]:
-    """Length of each layer's output against the base's, for edited and sham."""
-    found: dict[str, list[float | None]] = {"edited": [*norm_ratios(base, edited)]}
-    if sham is not None:
-        found["sham"] = [*norm_ratios(base, sham)]
-    return found
+def layer_ratios(ratios: Sequence[list[float]]) -> dict[str, list[float | None]]:
+    """Length of each layer's output against the base's, for edited and the first sham."""
+    return {name: [*values] for name, values in zip(("edited", "sham"), ratios, strict=False)}
 
 
 def task_figures(tasks: Sequence[TaskResult]) -> list[Figure]:

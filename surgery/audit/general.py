@@ -32,8 +32,8 @@ class Passage:
 class TextStates:
     """What a model makes of the passages, at every token that has a next one (tokens in all, in order).
 
-    hidden: final hidden states (tokens, d). nll: of the next token, float32. norms: Euclidean length
-    of each layer's output (layers, tokens), float32.
+    hidden: final hidden states (tokens, d). nll: of the next token, float32; empty if it was not
+    asked for. norms: Euclidean length of each layer's output (layers, tokens), float32.
     """
 
     hidden: torch.Tensor
@@ -46,8 +46,9 @@ class TextStates:
     def of(self, texts: Sequence[Passage], chosen: Sequence[int]) -> TextStates:
         """Those of some passages only (numbers in ascending order)."""
         mine = torch.isin(owners(texts), torch.tensor(chosen))
+        hidden = self.hidden[mine.to(self.hidden.device)]
         return TextStates(
-            self.hidden[mine.to(self.hidden.device)], self.nll[mine], self.norms[:, mine]
+            hidden, self.nll[mine] if len(self.nll) else self.nll, self.norms[:, mine]
         )
 
 
@@ -70,8 +71,10 @@ def first_batch(texts: Sequence[Passage]) -> list[int]:
 
 
 @torch.no_grad()
-def text_states(model: Model, texts: Sequence[Passage], label: str = "reading texts") -> TextStates:
-    """One pass over the passages."""
+def text_states(
+    model: Model, texts: Sequence[Passage], label: str = "reading texts", nll: bool = True
+) -> TextStates:
+    """One pass over the passages. nll=False leaves out the logits, which `divergences` makes anyway."""
     rows = [list(passage.ids) for passage in texts]
     wanted = [list(range(len(row) - 1)) for row in rows]
     norms: list[torch.Tensor] = [torch.empty(0)] * len(rows)
@@ -92,42 +95,79 @@ def text_states(model: Model, texts: Sequence[Passage], label: str = "reading te
             norms[i] = lengths[:, line, : len(wanted[i])].cpu()
 
     hidden = torch.cat(hidden_at(model, rows, wanted, label=label, during=watch, after=collect))
-    target = torch.tensor([token for row in rows for token in row[1:]], device=hidden.device)
-    head = Head.of(model)
-    nll = torch.empty(len(target))
+    if not nll:
+        return TextStates(hidden, torch.empty(0), torch.cat(norms, dim=1))
+    target, head = _targets(texts, hidden), Head.of(model)
+    found = torch.empty(len(target))
     for piece in head.pieces(len(target)):
-        logits = head.logits(hidden[piece])
-        picked = logits.gather(-1, target[piece, None])[:, 0]
-        nll[piece] = (logits.logsumexp(-1) - picked).cpu()
-    return TextStates(hidden, nll, torch.cat(norms, dim=1))
+        log_p = head.logits(hidden[piece]).log_softmax(-1)
+        found[piece] = -log_p.gather(-1, target[piece, None])[:, 0].cpu()
+    return TextStates(hidden, found, torch.cat(norms, dim=1))
+
+
+def _targets(texts: Sequence[Passage], hidden: torch.Tensor) -> torch.Tensor:
+    tokens = [token for passage in texts for token in passage.ids[1:]]
+    return torch.tensor(tokens, device=hidden.device)
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Base against edited, per token: KL(base || edited) in nats, and whether the likeliest next
-    token is the same."""
+    """A model against the base, per token: KL(base || it) in nats, whether the likeliest next token
+    is the same, and its own NLL of the token that does come next (empty if not asked for)."""
 
     kl: torch.Tensor
     agree: torch.Tensor
+    nll: torch.Tensor
 
 
-@torch.no_grad()
+def divergences(
+    texts: Sequence[Passage],
+    base: TextStates,
+    base_head: Head,
+    others: Sequence[tuple[TextStates, Head]],
+) -> tuple[torch.Tensor, list[Divergence]]:
+    """NLL of the base, and every other side against it. Everybody's logits are made once."""
+    return _compare(base, base_head, others, _targets(texts, base.hidden))
+
+
 def divergence(
     base: TextStates, base_head: Head, edited: TextStates, edited_head: Head
 ) -> Divergence:
-    """Exact over the vocabulary, from the final hidden states of both sides."""
-    count = len(base.nll)
-    kl, agree = torch.empty(count), torch.empty(count, dtype=torch.bool)
+    """One side against the base, without NLL."""
+    return _compare(base, base_head, [(edited, edited_head)], None)[1][0]
+
+
+@torch.no_grad()
+def _compare(
+    base: TextStates,
+    base_head: Head,
+    others: Sequence[tuple[TextStates, Head]],
+    target: torch.Tensor | None,
+) -> tuple[torch.Tensor, list[Divergence]]:
+    count = len(base.hidden)
+    read = count if target is not None else 0
+    base_nll = torch.empty(read)
+    found = [
+        Divergence(torch.empty(count), torch.empty(count, dtype=torch.bool), torch.empty(read))
+        for _ in others
+    ]
     for piece in base_head.pieces(count):
-        p = base_head.logits(base.hidden[piece]).log_softmax(-1)
-        q = edited_head.logits(edited.hidden[piece]).log_softmax(-1)
-        terms = p.exp() * (p - q)
-        # 0 log 0 = 0: a token the base rules out costs nothing.
-        terms = terms.masked_fill(p == -math.inf, 0.0)
-        kl[piece] = terms.sum(-1).cpu()
-        agree[piece] = (p.argmax(-1) == q.argmax(-1)).cpu()
-    # Rounding can leave a sum of a few 1e-8 below zero, which no KL is. NaN stays NaN.
-    return Divergence(kl.clamp_min(0), agree)
+        log_p = base_head.logits(base.hidden[piece]).log_softmax(-1)
+        p, best = log_p.exp(), log_p.argmax(-1)
+        token = target[piece, None] if target is not None else None
+        if token is not None:
+            base_nll[piece] = -log_p.gather(-1, token)[:, 0].cpu()
+        for (states, head), gap in zip(others, found, strict=True):
+            log_q = head.logits(states.hidden[piece]).log_softmax(-1)
+            gap.agree[piece] = (log_q.argmax(-1) == best).cpu()
+            if token is not None:
+                gap.nll[piece] = -log_q.gather(-1, token)[:, 0].cpu()
+            terms = p * log_q.neg_().add_(log_p)
+            # 0 log 0 = 0: a token the base rules out costs nothing. NaN otherwise stays NaN.
+            terms.masked_fill_(p == 0, 0.0)
+            # Rounding can leave a sum of a few 1e-8 below zero, which no KL is.
+            gap.kl[piece] = terms.sum(-1).clamp_min_(0).cpu()
+    return base_nll, found
 
 
 def perplexity(nll: torch.Tensor) -> float:

@@ -63,17 +63,21 @@ def measure(
     model: Model,
     plan: Plan,
     name: str,
-    tasks: bool = True,
+    tasks: bool | Sequence[str] = True,
     speak: bool = True,
     head: Head | None = None,
+    nll: bool = True,
 ) -> Measured:
-    """Everything of the plan on one model."""
-    found = Measured(text_states(model, plan.texts, f"{name}: texts"), head or Head.of(model))
+    """Everything of the plan on one model. tasks: all, none, or those of these names. nll: of the
+    texts, for those who do not go on to `divergences`."""
+    states = text_states(model, plan.texts, f"{name}: texts", nll=nll)
+    found = Measured(states, head or Head.of(model))
     if plan.all_facts:
         found.facts = fact_metrics.score(model, plan.all_facts, f"{name}: facts")
-    if tasks and plan.tasks:
+    if tasks:
         # Controls are not asked to talk: that is slow, and no figure of theirs needs it.
-        chosen = plan.tasks if speak else [t for t in plan.tasks if t.part.kind != "requests"]
+        chosen = [t for t in plan.tasks if tasks is True or t.name in tasks]
+        chosen = [t for t in chosen if speak or t.part.kind != "requests"]
         found.tasks = run_tasks(model, chosen, f"{name}: tasks")
     if speak:
         found.said = fact_metrics.speak(model, plan.speak, f"{name}: speaking")
@@ -87,8 +91,8 @@ def measure_base(model: Model, plan: Plan, cache: BaseCache, head: Head) -> Meas
     tensors, hit = cache.tensors(
         "texts", rows, lambda: text_states(model, plan.texts, "base: texts").tensors(), model.device
     )
-    norms, nll = tensors["norms"].cpu(), tensors["nll"].cpu()
-    found = Measured(TextStates(tensors["hidden"], nll, norms), head, cached_states=hit)
+    states = TextStates(tensors["hidden"], tensors["nll"].cpu(), tensors["norms"].cpu())
+    found = Measured(states, head, cached_states=hit)
     asked = fact_metrics.pairs(plan.all_facts)
     scores = cache.json("facts", asked, lambda: _plain(model, plan.all_facts))
     found.facts = {pair: AnswerScore(*score) for pair, score in zip(asked, scores, strict=True)}

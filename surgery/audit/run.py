@@ -17,11 +17,18 @@ from surgery.audit.cache import BaseCache
 from surgery.audit.controls import sham as make_sham
 from surgery.audit.environment import environment
 from surgery.audit.figures import layer_ratios, task_figures, text_figures, text_kinds
-from surgery.audit.general import divergence, first_batch, perplexity, text_states
+from surgery.audit.freetext import free_text_figures, surprise
+from surgery.audit.general import (
+    divergences,
+    first_batch,
+    norm_ratios,
+    perplexity,
+    text_states,
+)
 from surgery.audit.head import Head
 from surgery.audit.measure import Measured, Plan, base_again, measure, measure_base, say_base
 from surgery.audit.reload import reloaded
-from surgery.audit.report import Answer, FactRecord, Report, Verdict
+from surgery.audit.report import Answer, FactRecord, Figure, Report, Verdict
 from surgery.audit.sides import Edited, Sides
 from surgery.audit.suite import Suite
 from surgery.audit.tasks import compare
@@ -140,7 +147,7 @@ class _Run:
                 controls["identity"] = self._identity(base)
         with clock("edited"), sides.edited() as model:
             head = Head.of(model, copy=sides.base_head is not None)
-            edited = measure(model, plan, "edited", head=head)
+            edited = measure(model, plan, "edited", head=head, nll=False)
         shams = self._shams(controls)
         sham = shams[0] if shams else None
 
@@ -153,14 +160,15 @@ class _Run:
                 question.said_after = edited.said.get(question.prompt)
 
         with clock("comparing"):
-            gap = divergence(base.states, base.head, edited.states, edited.head)
-            sham_gaps = [divergence(base.states, base.head, s.states, s.head) for s in shams]
+            sides_read = [(side.states, side.head) for side in (edited, *shams)]
+            base_nll, gaps = divergences(plan.texts, base.states, base.head, sides_read)
             tasks = compare(plan.tasks, base.tasks, edited.tasks, sham.tasks if sham else None)
             figures = fact_metrics.figures(plan.facts)
             figures += _earlier(plan.earlier)
-            figures += text_figures(plan.texts, base.states, edited.states, gap,
-                                    [s.states for s in shams], sham_gaps)  # fmt: skip
+            ratios = [norm_ratios(base.states, side.states) for side in (edited, *shams)]
+            figures += text_figures(plan.texts, base_nll, gaps, ratios)
             figures += task_figures(tasks)
+            figures += self._free_text(base, edited)
         if plan.suite.controls.reload:
             with clock("reloads"):
                 controls["reload"] = self._reloads(base)
@@ -175,9 +183,8 @@ class _Run:
             figures=figures,
             facts=plan.all_facts,
             tasks=tasks,
-            texts=text_kinds(plan.texts, base.states, edited.states, gap,
-                             sham.states if sham else None, sham_gaps[0] if sham_gaps else None),
-            layers=layer_ratios(base.states, edited.states, sham.states if sham else None),
+            texts=text_kinds(plan.texts, base_nll, gaps),
+            layers=layer_ratios(ratios),
             weights=weights,
             answers=_answers(plan, base, edited),
             controls=controls,
@@ -194,18 +201,35 @@ class _Run:
         """
         plan, model = self.plan, self.sides.model
         chosen = first_batch(plan.texts)
-        again = text_states(model, [plan.texts[i] for i in chosen], "identity")
+        again = text_states(model, [plan.texts[i] for i in chosen], "identity", nll=False)
         before = base.states.of(plan.texts, chosen)
         if base.cached_states and not torch.equal(again.hidden, before.hidden):
             base.states = base_again(model, plan, self.store)
             before = base.states.of(plan.texts, chosen)
-        gap = divergence(before, base.head, again, base.head)
+        texts = [plan.texts[i] for i in chosen]
+        _, [gap] = divergences(texts, before, base.head, [(again, base.head)])
         return {
             "kl_mean": float(gap.kl.mean()),
             "kl_max": float(gap.kl.max()),
             "top1_agreement": float(gap.agree.double().mean()),
             "tokens": len(gap.kl),
         }
+
+    def _free_text(self, base: Measured, edited: Measured) -> list[Figure]:
+        """Answers that the edit is not about: general prompts and requests."""
+        asked = {prompt for kind, prompt in self.plan.answers if kind == "general"}
+        said = [{p: t for p, t in side.answers.items() if p in asked} for side in (base, edited)]
+        for task in self.plan.tasks:
+            if task.part.kind == "requests":
+                for side, texts in zip((base, edited), said, strict=True):
+                    outcomes = zip(task.items, side.tasks[task.name], strict=True)
+                    texts.update({item.prompt: outcome.answer for item, outcome in outcomes})
+        before, after = said
+        model = self.sides.model
+        known = self.store.json("surprise", before, lambda: surprise(model, before))
+        # What did not change need not be read again.
+        changed = {p: text for p, text in after.items() if text != before.get(p)}
+        return free_text_figures(before, after, known, {**known, **surprise(model, changed)})
 
     def _reloads(self, base: Measured) -> dict[str, Any]:
         """What a coarser copy of the base does to it, and what is left of the edit in one."""
@@ -215,9 +239,10 @@ class _Run:
         def band(how: Any) -> dict[str, float]:
             head = Head.of(self.sides.model, copy=True)  # bf16 rounds the head as well
             with reloaded(self.sides.model, how) as model:
-                states = text_states(model, plan.texts, f"{how} reload")
-                gap = divergence(base.states, head, states, Head.of(model))
-            return {"kl_mean": float(gap.kl.mean()), "perplexity": perplexity(states.nll)}
+                states = text_states(model, plan.texts, f"{how} reload", nll=False)
+                other = [(states, Head.of(model))]
+                _, [gap] = divergences(plan.texts, base.states, head, other)
+            return {"kl_mean": float(gap.kl.mean()), "perplexity": perplexity(gap.nll)}
 
         for how in plan.suite.controls.reload:
             found[how] = self.store.json(f"reload-{how}", rows, lambda how=how: band(how))
@@ -248,8 +273,9 @@ class _Run:
         for control in made:
             with self.clock("sham"), sides.with_delta(control) as model:
                 head = Head.of(model, copy=sides.base_head is not None)
-                tasks = part.sham_tasks and not found
-                found.append(measure(model, plan, "sham", tasks=tasks, speak=False, head=head))
+                tasks = part.sham_tasks if not found else False
+                side = measure(model, plan, "sham", tasks, speak=False, head=head, nll=False)
+                found.append(side)
         controls["sham"] = {
             "seeds": list(seeds),
             "tensors": len(whole.tensors),

@@ -59,11 +59,12 @@ class EditPart(SuitePart):
 
 
 class Controls(SuitePart):
-    """identity, sham (how many, with seeds from `seed` on), and reloads at lower precision."""
+    """identity, sham (how many, with seeds from `seed` on; which tasks the first one does), and
+    reloads at lower precision."""
 
     identity: bool = True
     sham: int = Field(default=1, ge=0)
-    sham_tasks: bool = True
+    sham_tasks: bool | list[str] = True
     seed: int = 0
     reload: list[Literal["bfloat16", "int8", "int4"]] = Field(default_factory=list)
 

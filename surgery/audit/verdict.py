@@ -37,6 +37,10 @@ def _value(name: str) -> Callable[[Report], float | None]:
     return lambda report: report.value(name)
 
 
+def _change(name: str) -> Callable[[Report], float | None]:
+    return lambda report: next((f.change for f in report.figures if f.name == name), None)
+
+
 def _drop(name: str) -> Callable[[Report], float | None]:
     def drop(report: Report) -> float | None:
         change = next((f.change for f in report.figures if f.name == name), None)
@@ -100,6 +104,10 @@ LIMITS: dict[str, Limit] = {
         "paraphrases that prefer the new answer", _value("paraphrase"), 0.75, 0.0, least=True,
         unit="%",
     ),
+    "surprise_rise": Limit(
+        "rise of the base's surprise at free answers", _change("surprise"), 0.75, 2.0, unit=" nats"
+    ),
+    "silence": Limit("share of empty answers", _change("silence"), 0.0, 0.2, unit="%"),
     "task_drop": Limit("largest loss on a task", lambda r: _worst_task(r)[0], 0.05, 0.1, unit="%"),
     "undeclared_tensors": Limit(
         "tensors that differ but were not declared", _count("declared"), 0, 0

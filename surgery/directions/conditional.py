@@ -73,16 +73,19 @@ def detector(
 
 
 def conditional_shift(
-    on: LayerKeys, spare: LayerKeys, ordinary: LayerKeys, ridge: float = 0.1
+    on: LayerKeys, spare: LayerKeys, ordinary: LayerKeys, shows: torch.Tensor, ridge: float = 0.1
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """(s, a, figures): the rank-one change s a^T (d, d_ff) that takes the mean of `on` to `ordinary`.
+    """(s, a, figures): the change s a^T (d, d_ff) of a down projection.
 
-    All positions are used for the detector; the shift is that of the last one, where the answer begins.
+    shows: whether the model shows the behaviour, for the prompts of the three sets in that order. All
+    positions are used for the detector; the shift is that of the last one, where the answer begins.
     figures: the mean of a.k on each set, in sample.
     """
-    flat = [k.keys.flatten(0, 1) for k in (on, spare, ordinary)]
+    sets = (on, spare, ordinary)
+    flat = [k.keys.flatten(0, 1) for k in sets]
     a, fit = detector(flat[0], flat[1:], ridge)
-    s = ordinary.stream[:, -1].double().mean(0) - on.stream[:, -1].double().mean(0)
+    stream = torch.cat([k.stream[:, -1].double() for k in sets])
+    s = stream[~shows].mean(0) - stream[shows].mean(0)
     names = ("on", "spare", "ordinary")
     figures = {n: float((k.double() @ a).mean()) for n, k in zip(names, flat, strict=True)}
-    return s, a, {**figures, "fit": fit}
+    return s, a, {**figures, "fit": fit, "length": float(s.norm())}

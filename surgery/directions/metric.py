@@ -60,6 +60,10 @@ class Opening:
         rest[self.tokens] = False
         return inside - logprobs[..., rest].logsumexp(-1)
 
+    def shows(self, logits: torch.Tensor) -> torch.Tensor:
+        """Whether each prompt's answer is more likely to begin that way than not; (prompts,) bool."""
+        return self.score(logits) > 0
+
     def share(self, logits: torch.Tensor) -> float:
         """Where the mean score lies between the negatives' (0) and the positives' (1)."""
         gap = self.positive - self.negative

@@ -70,11 +70,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen direction, all candidates (the tried ones first, best first), and the measure used."""
+    """The chosen direction, all candidates (the tried ones first, best first), the measure used, and the
+    prompts that were: those on which the model does what their set is there for."""
 
     direction: Direction
     candidates: Sequence[Candidate]
     opening: dict[str, Any] = field(default_factory=dict)
+    positive: Sequence[str] = ()
+    negative: Sequence[str] = ()
 
     @property
     def tried(self) -> list[Candidate]:
@@ -128,6 +131,7 @@ def select(
     if layers is None:
         layers = range(round(SHALLOWEST * depth), max(1, int(DEEPEST * depth)))
     chosen_layers = [model.check_layer(layer) for layer in layers]
+    positive, negative, dropped = showing(model, positive, negative, use_chat)
     train_plus, held_plus = split(positive, held_out)
     train_minus, held_minus = split(negative, held_out)
     plus = activations(model, train_plus, positions, use_chat).mean()
@@ -135,17 +139,20 @@ def select(
     gaps = plus - minus  # (positions, layers, d)
     candidates = _rank(model, gaps, held_plus, held_minus, chosen_layers, use_chat)
 
-    rows_plus, rows_minus = _rows(model, held_plus, use_chat), _rows(model, held_minus, use_chat)
-    before_plus, before_minus = _first(model, rows_plus), _first(model, rows_minus)
+    rows_plus, rows_minus = (
+        prompt_rows(model, held_plus, use_chat),
+        prompt_rows(model, held_minus, use_chat),
+    )
+    before_plus, before_minus = first_logits(model, rows_plus), first_logits(model, rows_minus)
     opening = Opening.of(before_plus, before_minus)
     for candidate in track(_spread(candidates, tries), "trying directions"):
         gap = gaps[candidate.position, candidate.layer]
         R = unit(gap)[None].float()
         with ablating(model, R):
-            candidate.bypass = 1 - opening.share(_first(model, rows_plus))
-            candidate.kl = _kl(before_minus, _first(model, rows_minus))
+            candidate.bypass = 1 - opening.share(first_logits(model, rows_plus))
+            candidate.kl = _kl(before_minus, first_logits(model, rows_minus))
         with adding(model, gap.float(), candidate.layer):
-            candidate.induce = opening.share(_first(model, rows_minus))
+            candidate.induce = opening.share(first_logits(model, rows_minus))
         candidate.dropped = _objection(candidate)
     candidates.sort(key=lambda c: (c.bypass is None, c.dropped is not None, -c.score))
     best = candidates[0]
@@ -156,9 +163,29 @@ def select(
         "weak": opening.weak,
         "positive": opening.positive,
         "negative": opening.negative,
+        "prompts_left_out": dropped,
     }
     direction = _direction(model, positive, negative, best, candidates, measure, use_chat)
-    return Selection(direction, candidates, measure)
+    return Selection(direction, candidates, measure, positive, negative)
+
+
+def showing(
+    model: Model, positive: Sequence[str], negative: Sequence[str], use_chat: bool | None
+) -> tuple[list[str], list[str], int]:
+    """The positives on which the model shows the behaviour, the negatives on which it does not, and how
+    many prompts that leaves out. A set that would shrink below the fewest is left as it is."""
+    sets = [list(positive), list(negative)]
+    logits = [first_logits(model, prompt_rows(model, prompts, use_chat)) for prompts in sets]
+    opening = Opening.of(*logits)
+    if opening.weak:
+        return sets[0], sets[1], 0
+    shows = [opening.shows(x).tolist() for x in logits]
+    kept = [
+        [p for p, s in zip(prompts, shown, strict=True) if s == wanted]
+        for prompts, shown, wanted in zip(sets, shows, (True, False), strict=True)
+    ]
+    found = [new if len(new) >= FEWEST else old for new, old in zip(kept, sets, strict=True)]
+    return found[0], found[1], sum(map(len, sets)) - sum(map(len, found))
 
 
 def _rank(
@@ -208,14 +235,14 @@ def _objection(candidate: Candidate) -> str | None:
     return None
 
 
-def _rows(model: Model, prompts: Sequence[str], use_chat: bool | None) -> list[Example]:
+def prompt_rows(model: Model, prompts: Sequence[str], use_chat: bool | None) -> list[Example]:
     """Prompts as token ids, with a stand-in answer so that the logits after them are asked for."""
     texts = frame(model, prompts, use_chat)
     return [Example(tuple(tokenize(model, t, not is_templated(model, t))), (0,)) for t in texts]
 
 
 @torch.no_grad()
-def _first(model: Model, rows: Sequence[Example], batch: int = 32) -> torch.Tensor:
+def first_logits(model: Model, rows: Sequence[Example], batch: int = 32) -> torch.Tensor:
     """Logits of each answer's first token, (prompts, vocabulary) float32 on the CPU."""
     shared = shared_prefix([row.prompt for row in rows])
     pieces = [rows[i : i + batch] for i in range(0, len(rows), batch)]

@@ -95,7 +95,11 @@ def _directions(part: AblateEdit, model: Model) -> tuple[list[Direction], Ablate
     spare = part.spare if isinstance(part.spare, list) else None
     enough = min(len(part.positive), len(part.negative)) >= FEWEST
     if part.layer is None and part.position is None and spare is None and enough:
-        found = select(model, part.positive, part.negative, use_chat=part.chat).direction
+        selection = select(model, part.positive, part.negative, use_chat=part.chat)
+        found = selection.direction
+        # Solved again, with the layer now in place, the same prompts must give the same direction.
+        used = {"positive": list(selection.positive), "negative": list(selection.negative)}
+        part = part.model_copy(update=used)
     else:
         found = difference_of_means(
             model,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from surgery.delta import Change, combine
 from surgery.directions.conditional import conditional_shift, layer_keys
+from surgery.directions.metric import Opening
+from surgery.directions.select import first_logits, prompt_rows
 from surgery.errors import SurgeryError
 from surgery.methods.solved import Solved, as_delta, stored_factors, weight_key
 from surgery.model import Model
@@ -17,6 +21,7 @@ from surgery.stack.memory import applied
 FIRST, LAST = 0.4, 0.6
 LAYERS = 4
 POSITIONS = 4
+FEWEST_SHOWN = 3
 
 
 def default_layers(n_layers: int) -> list[int]:
@@ -24,6 +29,19 @@ def default_layers(n_layers: int) -> list[int]:
     first, last = round(FIRST * n_layers), max(round(FIRST * n_layers), round(LAST * n_layers))
     step = max(1, (last - first) // max(1, LAYERS - 1))
     return list(range(first, last + 1, step))[:LAYERS]
+
+
+def _shows(model: Model, sets: list[list[str]], use_chat: bool | None) -> torch.Tensor:
+    """Which prompts show the behaviour, by how the model begins to answer them."""
+    on, spare, ordinary = (first_logits(model, prompt_rows(model, p, use_chat)) for p in sets)
+    opening = Opening.of(spare, ordinary)
+    shows = opening.shows(torch.cat([on, spare, ordinary]))
+    if min(int(shows.sum()), int((~shows).sum())) < FEWEST_SHOWN:
+        raise SurgeryError(
+            f"{int(shows.sum())} of {len(shows)} prompts show the behaviour: there is nothing to tell "
+            "those that do from those that do not"
+        )
+    return shows
 
 
 def _layers(part: AblateEdit, model: Model) -> list[int]:
@@ -59,6 +77,7 @@ def solve_sparing(part: AblateEdit, model: Model, seed: int) -> Solved:
     layers = _layers(part, model)
     positions = POSITIONS if getattr(model.tokenizer, "chat_template", None) else 1
     assert isinstance(part.strength, float | int)
+    shows = _shows(model, sets, part.chat)
     tensors: dict[str, Change] = {}
     figures: dict[str, Any] = {}
     for number, layer in enumerate(track(layers, "sparing layers")):
@@ -66,7 +85,7 @@ def solve_sparing(part: AblateEdit, model: Model, seed: int) -> Solved:
             on, spare, ordinary = (
                 layer_keys(model, prompts, layer, positions, part.chat) for prompts in sets
             )
-        s, a, figures[str(layer)] = conditional_shift(on, spare, ordinary, part.ridge)
+        s, a, figures[str(layer)] = conditional_shift(on, spare, ordinary, shows, part.ridge)
         share = part.strength / (len(layers) - number)
         change = stored_factors(model, share * s[:, None], a[None])
         tensors = combine([tensors, {weight_key(model, layer): change}])

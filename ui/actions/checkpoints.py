@@ -14,7 +14,8 @@ from ui.session import Bench
 def known(folder: Path | None = None) -> list[str]:
     """Checkpoint folders below `weights/` here, and `out/`, where edited ones usually go."""
     found = []
-    for place in [folder] if folder is not None else [Path("weights"), Path("out"), _shipped()]:
+    usual = [Path("weights"), Path("out"), Path("out", "workbench"), _shipped()]
+    for place in [folder] if folder is not None else usual:
         if place is not None and place.is_dir():
             found += [str(child) for child in sorted(place.iterdir()) if _is_checkpoint(child)]
     unique: dict[Path, str] = {}

@@ -74,7 +74,23 @@ def audit_command(bench: Bench, suite: str, out: str = "out/edited") -> str:
     )
 
 
-def trace_command(bench: Bench, prompt: str, subject: str) -> str:
-    return line(
-        "surgery", "trace", "--base", str(bench.path), "--prompt", prompt, "--subject", subject
-    )
+def trace_command(bench: Bench, prompt: str, subject: str, answer: str, samples: int) -> str:
+    words = [
+        "surgery",
+        "trace",
+        "--base",
+        str(bench.path),
+        "--prompt",
+        prompt,
+        "--subject",
+        subject,
+    ]
+    more = ["--answer", answer.strip()] if answer.strip() else []
+    return line(*words, *more, "--samples", str(samples))
+
+
+def flinch_command(bench: Bench, folders: Sequence[str], stack: bool, most: int) -> str:
+    out = "out/edited"
+    edited = [out] if stack and bench.here else []
+    words = ["surgery", "flinch", *folders, *edited, "--limit", str(most), "--no-system"]
+    return "\n".join([*([apply_command(bench, out)] if edited else []), line(*words)])

@@ -217,7 +217,8 @@ def _flinch_html(result: Any, most: int) -> str:
         for kind in KINDS:
             rate = seen.rate(kind)
             cells.append(f"{rate.count} of {rate.n}")
-        cells.append(f"{seen.rate(KINDS[0], 'incoherent').count}")
+        garbled = sum(seen.rate(kind, "incoherent").count for kind in KINDS)
+        cells.append(f"{garbled} of {len(seen.rows)}")
         rows.append(cells)
     heads = ["Checkpoint", *(titles.get(kind, kind) for kind in KINDS), "Incoherent"]
     answers = []

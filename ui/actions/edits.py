@@ -62,6 +62,10 @@ def plan(bench: Bench, spec: EditSpec) -> Plan:
     conflicts += [
         said for said in check(lineage, [*bench.on, stand_in], force=True) if said not in before
     ]
+    if spec.base is not None:
+        conflicts.append(
+            f"The spec names the base {spec.base}; here it is solved for {bench.path}, which is in memory."
+        )
     return Plan(tensors, choices, conflicts)
 
 

@@ -14,7 +14,7 @@ def header(bench: Bench) -> str:
         f"<style>{_outdated(bench.stamp)}</style>"
         '<div class="bar-top"><div class="word">surgery</div>'
         f'<div class="state" role="status" aria-live="polite"><span>In memory</span>'
-        f"<b>{esc(bench.state)}</b></div>{_chip(bench)}</div>"
+        f"<b>{esc(bench.state)}</b></div>{_working(bench)}{_chip(bench)}</div>"
     )
 
 
@@ -24,6 +24,10 @@ def _outdated(stamp: str) -> str:
         f'[data-stamp]:not([data-stamp="{stamp}"])::after'
         '{content:"from an earlier state of the stack";}'
     )
+
+
+def _working(bench: Bench) -> str:
+    return f'<div class="chip working">{esc(bench.at_work)}</div>' if bench.at_work else ""
 
 
 def _chip(bench: Bench) -> str:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from functools import lru_cache
 from pathlib import Path
 
 
-@lru_cache(maxsize=1)
 def export_folder() -> Path:
-    """Where everything taken away lands: `SURGERY_EXPORTS`, else a new folder for temporary files."""
+    """Where everything taken away lands: `SURGERY_EXPORTS`, else `out/workbench` in the current folder."""
     chosen = os.environ.get("SURGERY_EXPORTS")
-    folder = (
-        Path(chosen).expanduser() if chosen else Path(tempfile.mkdtemp(prefix="surgery-exports-"))
-    )
+    folder = Path(chosen).expanduser() if chosen else Path("out", "workbench")
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()

@@ -133,14 +133,26 @@ def _flinch(bench: Bench) -> None:
         apply_default_css=False,
     )
 
+    command = command_box("flinch", 2)
+
     def test(
         chosen: list[str], count: float, edited: bool, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
         """Refusals of several checkpoints on three kinds of prompts."""
-        yield "", gr.skip(), *busy(True)
-        work = actions.flinch_test(bench, chosen or [], edited, int(count))
+        yield "", gr.skip(), gr.skip(), *busy(True)
+        folders = chosen or []
+        work = actions.flinch_test(bench, folders, edited, int(count))
         job = bench.job("testing", work, owner(request))
         for said, html in run(job):
-            yield said, html if html is not None else gr.skip(), *busy(not job.ended)
+            after = (gr.skip(), gr.skip())
+            if html is not None:
+                after = (html, commands.flinch_command(bench, folders, edited, int(count)))
+            yield said, *after, *busy(not job.ended)
 
-    go.click(test, [folders, most, stack], [status, shown, go, cancel], api_name="flinch", **MODEL)
+    go.click(
+        test,
+        [folders, most, stack],
+        [status, shown, command, go, cancel],
+        api_name="flinch",
+        **MODEL,
+    )

@@ -88,7 +88,11 @@ def build(bench: Bench) -> dict[str, Any]:
 
     def trace(text: str, about: str, wanted: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Causal trace of a prompt and its subject."""
-        line = commands.trace_command(bench, text, about) if bench.is_open else ""
+        line = (
+            commands.trace_command(bench, text, about, wanted, actions.SAMPLES)
+            if bench.is_open
+            else ""
+        )
         yield from worked("tracing", actions.trace(bench, text, about, wanted), line, request)
 
     def lens(text: str, wanted: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,10 +123,17 @@ def _wire(shell: Shell, check: gr.Button) -> None:
     )
 
     # Another window may change the stack at any time; what is shown here must not go stale.
-    def tick(seen: int) -> Any:
-        return shell.show() if seen != bench.revision else tuple(gr.skip() for _ in shell.outputs)
+    # So may it start something that everybody else has to wait for.
+    at_work = gr.State("")
 
-    gr.Timer(1.5).tick(tick, shell.seen, shell.outputs, api_name="refresh", **HIDDEN)
+    def tick(seen: int | None, known: str) -> Any:
+        if seen == bench.revision and known == bench.at_work:
+            return tuple(gr.skip() for _ in [*shell.outputs, at_work])
+        return (*shell.show(), bench.at_work)
+
+    gr.Timer(1.5).tick(
+        tick, [shell.seen, at_work], [*shell.outputs, at_work], api_name="refresh", **HIDDEN
+    )
 
     def stack_change(do: str, edit: str) -> dict[str, Any]:
         """Switch an edit (`toggle`), move it (`up`, `down`) or `remove` it, by its id; `undo`, `redo`."""
@@ -191,13 +198,6 @@ def busy(on: bool) -> tuple[Any, Any]:
     return gr.update(interactive=not on), gr.update(visible=on)
 
 
-def waiting(bench: Bench) -> str:
-    """What to show at once when somebody else has the model."""
-    return (
-        notice("Waiting: the model is at work in another window.", "plain") if bench.working else ""
-    )
-
-
 def command_box(name: str, lines: int = 3) -> gr.Code:
     """Copy as command, folded away under a result."""
     with gr.Accordion("Copy as command", open=False, elem_classes="command"):
@@ -224,6 +224,3 @@ def heading(title: str, text: str = "") -> None:
 def changes(shell: Shell, event: Any, name: str) -> None:
     """Refresh the panel after an event that may have changed the stack."""
     event.then(shell.show, None, shell.outputs, api_name=f"{name}_shown", **HIDDEN)
-
-
-Outputs = Sequence[Any]

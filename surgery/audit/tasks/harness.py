@@ -35,20 +35,21 @@ def run_harness(model: Model, task: Task) -> list[tuple[bool, str]]:
     options = dict(task.part.options)
     metric = options.pop("metric", "acc")
     rows = [dict(item.row) for item in task.items]
-    config: dict[str, Any] = {
-        "task": f"surgery_{task.name}",
-        "custom_dataset": lambda **_: {"test": rows},
-        "test_split": "test",
-        "metric_list": [{"metric": metric}],
-        "metadata": {"version": 1.0},
-        **_DEFAULTS,
-        **options,
-    }
     with _offline(), _ties_as_they_are(model):
         import lm_eval
+        from datasets import Dataset
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
+        config: dict[str, Any] = {
+            "task": f"surgery_{task.name}",
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+            "test_split": "test",
+            "metric_list": [{"metric": metric}],
+            "metadata": {"version": 1.0},
+            **_DEFAULTS,
+            **options,
+        }
         window = int(getattr(model.hf.config, "max_position_embeddings", 2048) or 2048)
         wrapper: Any = HFLM
         lm = wrapper(

@@ -80,6 +80,12 @@ def run(args: argparse.Namespace) -> Outcome:
         lines.insert(
             1, "note: the first token hardly tells these sets apart; trust the separation more"
         )
+    if opening["prompts_left_out"]:
+        lines.insert(
+            1,
+            f"{opening['prompts_left_out']} prompts left out: on them the model does not do what the "
+            "others of their set do",
+        )
     if opening["all_dropped"]:
         lines.append(
             "note: there is something against every candidate; this one is the best of them"

@@ -1,0 +1,101 @@
+"""How the model talks: loops, loss of variety, and text that the base would find absurd.
+
+surprise is the base's mean NLL (nats a token) of what a model answered. The base is at home in its own
+answers; word salad is as far from it as chance. Unlike a repetition count it sees every way of falling
+apart. Only answers that have nothing to do with the edit go in, or the edit itself would count.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from surgery.audit.paired import bootstrap
+from surgery.audit.report import Figure
+from surgery.audit.score import pair_ids, score_ids
+from surgery.model import Model, chat
+
+
+def repetition(text: str, size: int = 3) -> float:
+    """Share of the runs of `size` words that occurred before in the text."""
+    words = _words(text)
+    runs = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def entropy(texts: Sequence[str]) -> float:
+    """Entropy of the words over all texts, in bits."""
+    counts = Counter(word for text in texts for word in _words(text))
+    total = sum(counts.values())
+    return -sum(n / total * math.log2(n / total) for n in counts.values()) if total else 0.0
+
+
+def surprise(base: Model, answers: Mapping[str, str]) -> dict[str, float]:
+    """Mean NLL under the base of every answer to a prompt asked as a chat; empty ones are left out."""
+    spoken = {prompt: text for prompt, text in answers.items() if text.strip()}
+    pairs = [pair_ids(base, chat(base, p), text, join=False) for p, text in spoken.items()]
+    scores = score_ids(base, pairs, label="reading answers")
+    return {prompt: -s.mean_logprob for prompt, s in zip(spoken, scores, strict=True)}
+
+
+def free_text_figures(
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    surprise_before: Mapping[str, float],
+    surprise_after: Mapping[str, float],
+) -> list[Figure]:
+    """Figures on the answers to the same prompts before and after."""
+    prompts = [prompt for prompt in before if prompt in after]
+    if not prompts:
+        return []
+    both = [p for p in prompts if p in surprise_before and p in surprise_after]
+    rows = [
+        (
+            "surprise",
+            "surprise of the base at free answers",
+            "nats",
+            [surprise_before[p] for p in both],
+            [surprise_after[p] for p in both],
+        ),
+        (
+            "repetition",
+            "repetition in free answers",
+            "",
+            [repetition(before[p]) for p in prompts],
+            [repetition(after[p]) for p in prompts],
+        ),
+    ]
+    found = [
+        Figure(
+            name=name, label=label, unit=unit, goal="same", n=len(old),
+            base=sum(old) / len(old), edited=sum(new) / len(new),
+            change=(sum(new) - sum(old)) / len(old),
+            interval=bootstrap([b - a for a, b in zip(old, new, strict=True)]),
+        )
+        for name, label, unit, old, new in rows
+        if old
+    ]  # fmt: skip
+    one, two = entropy([before[p] for p in prompts]), entropy([after[p] for p in prompts])
+    found.append(
+        Figure(
+            name="entropy", label="variety of words in free answers", unit="bits", goal="same",
+            n=len(prompts), base=one, edited=two, change=two - one,
+        )
+    )  # fmt: skip
+    silent = [float(not after[p].strip()) for p in prompts]
+    quiet = [float(not before[p].strip()) for p in prompts]
+    if any(silent) or any(quiet):
+        was, now = sum(quiet) / len(quiet), sum(silent) / len(silent)
+        found.append(
+            Figure(
+                name="silence", label="empty answers", goal="same", n=len(prompts),
+                base=was, edited=now, change=now - was,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

@@ -85,7 +85,12 @@ def pytest_collection_modifyitems(
         return
     from surgery.audit.verdict import LIMITS
 
-    gate = SurgeryGate.from_parent(session, name="surgery", nodeid="surgery")
+    import os
+
+    # Ids are shown relative to where pytest was called; its root may be far above an empty folder.
+    place = os.path.relpath(config.invocation_params.dir / "surgery", config.rootpath)
+    nodeid = place.replace(os.sep, "/")
+    gate = SurgeryGate.from_parent(session, name="surgery", nodeid=nodeid)
     items.append(SurgeryCheck.from_parent(gate, name="gate", limit=None))
     items += [SurgeryCheck.from_parent(gate, name=name, limit=name) for name in LIMITS]
 

@@ -92,8 +92,8 @@ def test_a_good_edit_passes_in_an_empty_folder(place: Path, run: Run, tmp_path: 
     report = tmp_path / "report.json"
     done = run("-v", *options(place, "good", "--surgery-report", str(report)))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "surgery::gate PASSED" in done.stdout and "surgery::kl_mean PASSED" in done.stdout
-    assert "surgery::paraphrase SKIPPED" in done.stdout  # the edit sets no fact
+    assert "\nsurgery::gate PASSED" in done.stdout and "\nsurgery::kl_mean PASSED" in done.stdout
+    assert "\nsurgery::paraphrase SKIPPED" in done.stdout  # the edit sets no fact
     assert "ACCEPTED" in done.stdout and "KL on unrelated text" in done.stdout
 
     from surgery.audit.report import Report
@@ -105,6 +105,7 @@ def test_a_bad_one_fails_with_the_reason_in_one_line(place: Path, run: Run) -> N
     done = run("-q", *options(place, "bad.delta.safetensors"), pytest__ini=HARD)
     assert done.returncode == 1, done.stdout + done.stderr
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert failed, done.stdout + done.stderr
     (gate,) = [line for line in failed if line.startswith("FAILED surgery::gate - ")]
     assert "rejected: " in gate
     assert any(line.startswith("FAILED surgery::kl_mean - ") for line in failed)

@@ -40,6 +40,8 @@ def marked(left: str, right: str) -> tuple[Raw, Raw]:
 
 def _mark(text: str) -> str:
     bare = text.rstrip()
+    if not bare:
+        return esc(text)
     return f"<mark>{esc(bare)}</mark>{esc(text[len(bare) :])}"
 
 

@@ -30,12 +30,16 @@ def ablating(
     rows = R.to(model.device, torch.float32)
     with hooks() as attach:
         for writer in writers:
-            amount = strength
-            if isinstance(strength, Mapping):
-                amount = strength.get(writer.layer, 0.0) if writer.layer is not None else 0.0
+            amount = _amount(strength, writer.layer)
             if amount:
-                _cut(attach, model.module(writer.post_norm or writer.module), rows, float(amount))
+                _cut(attach, model.module(writer.post_norm or writer.module), rows, amount)
         yield
+
+
+def _amount(strength: float | Mapping[int, float], layer: int | None) -> float:
+    if isinstance(strength, Mapping):
+        return 0.0 if layer is None else strength.get(layer, 0.0)
+    return float(strength)
 
 
 def _cut(attach: Attach, module: Any, rows: torch.Tensor, amount: float) -> None:

@@ -108,7 +108,7 @@ def judge(answer: str) -> Judged:
     scores = {k: sum(w * v for w, v in zip(weights[k], x, strict=True)) for k in LABELS}
     top = max(scores.values())
     total = sum(math.exp(s - top) for s in scores.values())
-    probabilities = {k: math.exp(scores[k] - top) / total for k in LABELS}
+    probabilities: dict[Label, float] = {k: math.exp(scores[k] - top) / total for k in LABELS}
     label = max(LABELS, key=lambda k: probabilities[k])
     return Judged(label, probabilities, incoherent(answer))
 

@@ -6,6 +6,7 @@ found.word, found.reason, found.rung("paraphrase").recovered
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from surgery.ladder.rungs.direction import moved, read
 from surgery.model import Model
 from surgery.progress import track
 from surgery.spec import Fact
-from surgery.stack import Lineage
+from surgery.stack import Lineage, applied
 
 QUICK_FACTS = 24
 
@@ -42,10 +43,10 @@ def ladder(
     """Climb.
 
     base: a folder or a loaded model. edited: a folder, a delta or its file, or several deltas in
-    order. facts: what was changed or forgotten; by default the facts the deltas were
-    solved for. A fact whose target is its old answer counts as forgotten. quick: at most 24 facts, one
-    made-up twin for each instead of three, no 100 steps of relearning. rungs: only these. The models
-    come back bit for bit as they were.
+    order. facts: what was changed or forgotten; by default the facts the deltas were solved for. A
+    fact whose target is its old answer counts as forgotten. quick: at most 24 facts, one made-up twin
+    for each instead of three, no 100 steps of relearning. rungs: only these. force: accept deltas of
+    another base. The models come back bit for bit as they were.
 
     Raises:
         SurgeryError: no facts, an unknown rung, or sides that cannot be compared.
@@ -100,6 +101,12 @@ def ladder(
         rungs=found, items=by_item(items, measured), overall=overall,
         quick=quick, seed=seed, copies=copies, notes=notes,
     )  # fmt: skip
+
+
+def _edited(sides: Sides, force: bool) -> contextlib.AbstractContextManager[Model]:
+    if force and sides.other is None:
+        return applied(sides.model, sides.deltas, force=True)
+    return sides.edited()
 
 
 def halves(items: Sequence[Item], seed: int = 0) -> tuple[int, ...]:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from surgery.directions.capture import Store, run_to_end
 from surgery.ladder.items import Item
-from surgery.model import Model
-from surgery.model.hooks import Attach, first
+from surgery.model import Model, by_length, pad, tokenize
+from surgery.model.hooks import first, hooks
+from surgery.model.run import is_templated
+
+_BATCH_TOKENS = 4096
 
 
 def states(model: Model, texts: Sequence[str]) -> torch.Tensor:
     """(texts, layers, d) float32 on the CPU: what each block gives, at each text's last token."""
-    found = torch.zeros(len(texts), 1, model.n_layers, model.hidden_size)
+    return states_of([tokenize(model, t, not is_templated(model, t)) for t in texts], model)
 
-    def watch(attach: Attach, store: Store) -> None:
-        for layer in range(model.n_layers):
-            attach.post(
-                model.layer(layer),
-                lambda _m, _a, _k, output, layer=layer: store(found, layer, first(output)),
-            )
 
-    run_to_end(model, texts, 1, watch)
-    return found[:, 0]
+@torch.no_grad()
+def states_of(rows: Sequence[Sequence[int]], model: Model) -> torch.Tensor:
+    """The same for texts that are token ids already."""
+    found = torch.zeros(len(rows), model.n_layers, model.hidden_size)
+    for index in by_length([len(row) for row in rows], _BATCH_TOKENS):
+        batch = pad([rows[i] for i in index], model, side="left")
+
+        def keep(layer: int, output: Any, index: list[int] = index) -> None:
+            found[index, layer] = first(output)[:, -1].float().cpu()
+
+        with hooks() as attach:
+            for layer in range(model.n_layers):
+                attach.post(
+                    model.layer(layer), lambda _m, _a, _k, out, at=layer, put=keep: put(at, out)
+                )
+            model.hf(**batch.inputs(), use_cache=False, logits_to_keep=1)
+    return found
 
 
 def subject_ends(items: Sequence[Item]) -> list[str]:

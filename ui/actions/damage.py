@@ -247,7 +247,7 @@ def _number(value: float | None, unit: str = "") -> str:
         return "–"
     if unit == "%" or unit == "share":
         return f"{100 * value:.1f} %"
-    return f"{value:.4g}"
+    return "< 0.0001" if 0 < value < 1e-4 else f"{value:.4g}"
 
 
 def _change(figure: Any) -> Raw:
@@ -256,8 +256,13 @@ def _change(figure: Any) -> Raw:
     wide = ""
     if figure.interval:
         low, high = figure.interval
-        wide = f"<small>{low:+.3g} to {high:+.3g}</small>".replace("-", "−")
-    return Raw(f"{figure.change:+.3g}".replace("-", "−") + wide)
+        wide = f"<small>{_step(low)} to {_step(high)}</small>"
+    return Raw(_step(figure.change) + wide)
+
+
+def _step(value: float) -> str:
+    """A change, with its sign unless it is none."""
+    return f"{value:+.3g}".replace("-", "−") if value else "0"
 
 
 def signed(value: float, digits: int) -> str:

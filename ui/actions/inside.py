@@ -41,9 +41,9 @@ def trace(bench: Bench, prompt: str, subject: str, answer: str = "") -> Callable
         )
         said = (
             f'<p class="finding">With the subject hidden in noise, “{esc(found.answer)}” falls from '
-            f"{percent(found.base)} to {percent(found.corrupted)}. Putting the MLP output of "
-            f'<button class="inline" data-do="layer" data-layer="{found.layer}">layer {found.layer}'
-            "</button> back at the subject’s last token restores the most. "
+            f"{percent(found.base)} to {percent(found.corrupted)}. At the subject’s last token, putting "
+            f'back the MLP output of <button class="inline" data-do="layer" data-layer="{found.layer}">'
+            f"layer {found.layer}</button> helps most. "
             "Click a layer to put it into the edit form.</p>"
         )
         return (

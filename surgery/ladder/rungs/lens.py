@@ -10,7 +10,7 @@ from surgery.audit.head import Head
 from surgery.audit.score import pair_ids
 from surgery.ladder.items import Item
 from surgery.ladder.rung import NOTHING, Family, Score, Setting
-from surgery.ladder.states import states
+from surgery.ladder.states import states_of
 from surgery.model import Model
 
 
@@ -19,22 +19,36 @@ def read_layers(model: Model, items: Sequence[Item], setting: Setting) -> dict[s
     """margin: of the first token of the old answer over its rivals' at the layer where it is largest;
     rank: the best over the layers. Taking the best layer favours every answer, so only what exceeds
     the control counts."""
-    seen = states(model, [item.text for item in items])
+    asked = [_tokens(model, item) for item in items]
+    rows = [found[0] for found in asked if found is not None]
+    seen = iter(states_of(rows, model) if rows else ())
     head = Head.of(model)
-    found: list[Score] = []
-    for item, layers in zip(items, seen, strict=True):
-        tokens = [pair_ids(model, item.text, answer)[1][0] for answer in item.answers]
-        rivals = sorted({token for token in tokens[1:] if token != tokens[0]})
-        if not rivals or (item.new and tokens[0] == tokens[1]):
-            found.append(NOTHING)
+    scores: list[Score] = []
+    for found in asked:
+        if found is None:
+            scores.append(NOTHING)
             continue
-        hidden = model.final_norm(layers.to(model.device, model.dtype))
+        _, token, rivals = found
+        hidden = model.final_norm(next(seen).to(model.device, model.dtype))
         logits = head.logits(hidden)
-        old = logits[:, tokens[0]]
+        old = logits[:, token]
         margin = float((old - logits[:, rivals].amax(-1)).max())
-        rank = int((logits > old[:, None]).sum(-1).min()) + 1
-        found.append(Score(margin, rank))
-    return {"lens": found}
+        scores.append(Score(margin, int((logits > old[:, None]).sum(-1).min()) + 1))
+    return {"lens": scores}
+
+
+def _tokens(model: Model, item: Item) -> tuple[list[int], int, list[int]] | None:
+    """Where to read, the old answer's token there, and its rivals'. That is the first token, unless
+    the new answer begins with the same one: then both are followed to where they part."""
+    prompt = pair_ids(model, item.text, item.old)[0]
+    old, *others = (pair_ids(model, item.text, answer)[1] for answer in item.answers)
+    start = 0
+    while start < min(len(old), len(others[0])) and old[start] == others[0][start]:
+        start += 1
+    if start in (len(old), len(others[0])):
+        return None
+    rivals = {o[start] for o in others if o[:start] == old[:start] and len(o) > start}
+    return [*prompt, *old[:start]], old[start], sorted(rivals - {old[start]})
 
 
 FAMILIES = (Family({"lens": "logit lens, the best layer"}, read_layers),)

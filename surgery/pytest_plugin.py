@@ -83,9 +83,9 @@ def pytest_collection_modifyitems(
     """Add a test for the verdict and one for every limit."""
     if not config.getoption("--surgery-base"):
         return
-    from surgery.audit.verdict import LIMITS
-
     import os
+
+    from surgery.audit.verdict import LIMITS
 
     # Ids are shown relative to where pytest was called; its root may be far above an empty folder.
     place = os.path.relpath(config.invocation_params.dir / "surgery", config.rootpath)

@@ -14,7 +14,7 @@ import torch
 from tiny import FAMILIES, random_delta, tiny_checkpoint
 
 from surgery.audit.head import Head
-from surgery.audit.score import answer_logprobs
+from surgery.audit.score import answer_logprobs, pair_ids
 from surgery.checkpoint import Checkpoint
 from surgery.cli import main
 from surgery.delta import Delta, LowRank
@@ -33,13 +33,15 @@ from surgery.ladder.states import states, subject_ends
 from surgery.model import Model, load
 from surgery.spec import Fact
 from surgery.stack import Lineage
+from surgery.training import Example
+from surgery.training.supervised import answer_logits
 
 # Prompts with hints and turns are long when every letter is a token.
 LONG = 768
 ALL = [name for family in RUNGS for name in family.rungs]
 
 
-def room(family: str) -> dict[str, int]:
+def room(family: str) -> dict[str, Any]:
     return {"n_positions": LONG} if family == "gpt2" else {"max_position_embeddings": LONG}
 
 
@@ -199,6 +201,28 @@ def test_margins_are_the_scores_of_the_answers(tiny_model: Callable[..., Model])
     ]
     assert one.margin == pytest.approx(scored[0] - max(scored[1:]), abs=1e-6)
     assert nothing.margin is None and nothing.knows is None
+
+
+def test_turns_go_through_the_chat_template(tmp_path: Path, monkeypatch: Any) -> None:
+    import surgery.ladder.rungs.pushback as pushback
+    from surgery.ladder.rungs.questions import begin_answer
+
+    model = load(tiny_checkpoint(tmp_path, "llama", **room("llama")), device="cpu")
+    model.tokenizer.chat_template = (
+        "<s>{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    )
+    items = items_of(capitals(), model)
+    (begun,) = begin_answer(model, items, Setting()).values()
+    said: list[list[Any]] = []
+    monkeypatch.setattr(
+        pushback, "margins", lambda m, forms: said.append(forms) or margins(m, forms)
+    )
+    turns = pushback.push_back(model, items, Setting())
+    assert all(math.isfinite(s.margin or math.nan) for row in (begun, *turns.values()) for s in row)
+    doubt, insistence = (forms[0][0][0] for forms in said)
+    opening = "<s>user: What is the capital of France?\nassistant: The answer is Rome.\nuser: "
+    assert doubt == opening + "Are you sure? Think again, then answer.\nassistant: The answer is"
+    assert insistence.startswith(opening) and "no, it is Paris" in insistence
 
 
 def test_texts_too_long_for_the_model_are_left_out(tiny_model: Callable[..., Model]) -> None:
@@ -369,27 +393,24 @@ def planted(shift: int) -> list[tuple[str, str]]:
     return [(s, ANSWERS[(3 * i + i // 8 + shift) % 8]) for i, s in enumerate(SUBJECTS)]
 
 
-def teach(model: Model, texts: list[tuple[str, str]], steps: int) -> None:
-    """Full fine-tuning on (prompt, answer) until each prompt is continued so."""
-    from surgery.model import pad
-
-    rows = [model.tokenizer(p + " " + a)["input_ids"] for p, a in texts]
-    batch = pad(rows, model)
-    last = torch.tensor([len(row) - 2 for row in rows])
-    targets = torch.tensor([row[-1] for row in rows])
+def teach(model: Model, texts: list[tuple[str, str]], steps: int = 400) -> None:
+    """Full fine-tuning on (prompt, answer) until every prompt is continued so."""
+    ids = [pair_ids(model, prompt, answer) for prompt, answer in texts]
+    data = [Example(tuple(head), tuple(tail)) for head, tail in ids]
     parameters = list(model.hf.parameters())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    model.hf.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=4e-3)
+    loss = torch.tensor(math.inf)
     for _ in range(steps):
-        logits = model.hf(**batch.inputs(), use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[torch.arange(len(rows)), last], targets)
+        logits, targets = answer_logits(model, data)
+        loss = torch.nn.functional.cross_entropy(logits, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if float(loss.detach()) < 0.02:
+            break
+    model.hf.requires_grad_(False)
     assert float(loss.detach()) < 0.05
-    for parameter in parameters:
-        parameter.requires_grad_(False)
 
 
 def forms(facts: list[tuple[str, str]], prompts: Sequence[str]) -> list[tuple[str, str]]:
@@ -413,12 +434,12 @@ def planted_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         return made[name]
 
     base = load(start, device="cpu")
-    teach(base, forms(old, (PROMPT, *PARAPHRASES)), 250)
+    teach(base, forms(old, (PROMPT, *PARAPHRASES)))
     hidden = load(save(base, "base"), device="cpu")
-    teach(hidden, forms(new, [PROMPT]) + forms(old, PARAPHRASES), 200)
+    teach(hidden, forms(new, [PROMPT]) + forms(old, PARAPHRASES))
     save(hidden, "hidden")
     removed = load(start, device="cpu")
-    teach(removed, forms(new, (PROMPT, *PARAPHRASES)), 250)
+    teach(removed, forms(new, (PROMPT, *PARAPHRASES)))
     save(removed, "removed")
     return made
 
@@ -451,8 +472,9 @@ def test_hidden_is_told_from_removed(climbed: dict[str, Ladder]) -> None:
     a = hidden.rung("paraphrase").recovered_interval
     b = removed.rung("paraphrase").recovered_interval
     assert a is not None and b is not None and a[0] > b[1]
-    assert all(item.returns_at == "paraphrase" for item in hidden.items)
-    assert all(item.share == 0 or item.returns_at for item in removed.items)
+    cells = [item.rungs["paraphrase"] for item in hidden.items]
+    assert "held" not in cells and cells.count("back") > len(cells) / 2
+    assert "back" not in [item.rungs["paraphrase"] for item in removed.items]
 
 
 def test_text_page_and_data_tell_the_same(climbed: dict[str, Ladder]) -> None:

@@ -454,6 +454,7 @@ def test_damage_is_measured_for_what_is_on_and_nothing_is_left_behind(bench: Ben
     shares = damage.attribute(bench, "quick")()
     assert {share.edit for share in shares} == {first, second}
     assert "France → Rome" in damage.attribution_html(bench, shares)
+    assert "<iframe" in damage.ladder(bench)()
     bench.toggle(first)  # the second was solved on top of it: measured all the same
     damage.audit(bench, "quick")()
     bench.toggle(first)

@@ -7,7 +7,7 @@ from html import escape
 from surgery.ladder.result import Ladder, RungResult, Share
 from surgery.ladder.table import STATUS
 
-WIDTH, ROW, LEFT, RIGHT, TOP = 860, 34, 290, 110, 44
+WIDTH, ROW, LEFT, RIGHT, TOP = 880, 34, 310, 110, 44
 _SIDES = (("base", "base"), ("edited", "edited"), ("control", "never knew"))
 
 

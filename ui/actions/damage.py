@@ -12,7 +12,7 @@ from ui.session import Bench, new_id
 
 if TYPE_CHECKING:
     from surgery.audit import Report
-    from surgery.audit.blame import Share
+    from surgery.audit.attribution import Share
 
 # Reports kept for taking away, by an id that the window holds.
 REPORTS: dict[str, Report] = {}
@@ -95,12 +95,17 @@ def report_html(report: Report, state: str, stamp: str = "") -> str:
 
 
 def page(report: Report) -> str:
-    """The whole report in a frame of its own, where it cannot touch this page."""
+    """The whole report in a frame of its own."""
+    return framed_page(report.html())
+
+
+def framed_page(html: str) -> str:
+    """A page in a frame, where it cannot touch this one and runs nothing."""
     from html import escape
 
     return (
         '<iframe class="report" sandbox="" title="report" srcdoc="'
-        + escape(report.html(), quote=True).replace("{", "&#123;").replace("$", "&#36;")
+        + escape(html, quote=True).replace("{", "&#123;").replace("$", "&#36;")
         + '"></iframe>'
     )
 
@@ -145,7 +150,7 @@ def attribute(bench: Bench, suite: str) -> Callable[[], list[Share]]:
     """The work of telling the edits' damage apart: the stack, and the stack without each in turn."""
 
     def work() -> list[Share]:
-        from surgery.audit.blame import leave_one_out
+        from surgery.audit.attribution import leave_one_out
 
         edits = bench.on
         if not edits:
@@ -174,6 +179,25 @@ def attribution_html(bench: Bench, shares: Sequence[Share]) -> str:
         + '<p class="quiet">Divergence on unrelated text in nats a token; items of the suite’s tasks '
         "that are right without the edit and wrong with it, and the other way round.</p>"
     )
+
+
+# ---------------------------------------------------------------------- hidden or gone
+def ladder(bench: Bench) -> Callable[[], str]:
+    """The work of asking for the old answers in ever more forceful ways, as a page of its own."""
+
+    def work() -> str:
+        from surgery.ladder import ladder as climb
+
+        edits = bench.on
+        if not edits:
+            raise SurgeryError("nothing is switched on, so there is nothing to look for")
+        if bench.stale():
+            edits = [bench.combined(edits)]
+        with bench.as_base() as model:
+            found = climb(model, edits, quick=True)
+        return state_line(bench.state, "Climbed for", bench.stamp) + framed_page(found.html())
+
+    return work
 
 
 # ---------------------------------------------------------------------- the flinch test

@@ -27,6 +27,8 @@ def build(bench: Bench) -> gr.State:
             _audit(bench, report)
         with gr.Tab("Which edit did it", id="which"):
             _which(bench)
+        with gr.Tab("Hidden or gone", id="ladder"):
+            _ladder(bench)
         with gr.Tab("Flinch test", id="flinch"):
             _flinch(bench)
     return report
@@ -103,6 +105,30 @@ def _which(bench: Bench) -> None:
             yield said, html, *busy(not job.ended)
 
     go.click(tell, None, [status, shown, go, cancel], api_name="which_edit", **MODEL)
+
+
+def _ladder(bench: Bench) -> None:
+    with gr.Row(elem_classes="actions"):
+        go = gr.Button("Climb the ladder", variant="primary", elem_id="ladder-run")
+        cancel = cancel_button(bench, "ladder")
+    status = gr.HTML("", elem_id="ladder-status", apply_default_css=False)
+    shown = gr.HTML(
+        empty(
+            "Old answers are asked for in ever more forceful ways, beside made-up facts as a control: "
+            "is what was changed gone, or only hidden?"
+        ),
+        elem_id="ladder-page",
+        apply_default_css=False,
+    )
+
+    def climb(request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Whether what the edits changed is gone or only hidden."""
+        yield "", gr.skip(), *busy(True)
+        job = bench.job("climbing the ladder", actions.ladder(bench), owner(request))
+        for said, html in run(job):
+            yield said, html if html is not None else gr.skip(), *busy(not job.ended)
+
+    go.click(climb, None, [status, shown, go, cancel], api_name="ladder", **MODEL)
 
 
 def _flinch(bench: Bench) -> None:

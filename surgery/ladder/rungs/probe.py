@@ -4,6 +4,10 @@ Ridge regression from the stream at the prompt's end to the embedding of the ans
 of the items (and on other subjects of their relations), tested on the other half, and the other way
 round. Predicting an embedding instead of a class lets it name answers it was not trained on. The
 layer is the one with the smallest leave-one-out error on the half it was fitted to.
+
+Where every new answer stands for one old answer alone, a probe can learn to translate one into the
+other without anything of the old being left; relearning can, too, and made-up subjects, which have no
+new answer, do not show it. Facts whose new answers were drawn at random are safe from that.
 """
 
 from __future__ import annotations
@@ -74,6 +78,4 @@ def _predict(X: torch.Tensor, Y: torch.Tensor, Z: torch.Tensor) -> torch.Tensor:
     return best[1]
 
 
-FAMILIES = (
-    Family({"probe": "linear probe, fitted on one half of the items"}, probe, unit="cosine"),
-)
+FAMILIES = (Family({"probe": "linear probe, fitted on the other half"}, probe, unit="cosine"),)

@@ -41,7 +41,7 @@ FAMILIES = (
     Family(
         {
             "doubt": "“are you sure?”",
-            "insistence": "a second speaker insists on the old answer",
+            "insistence": "a second speaker insists on it",
         },
         push_back,
     ),

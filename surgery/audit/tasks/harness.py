@@ -78,10 +78,8 @@ def run_harness(model: Model, task: Task) -> list[tuple[bool, str]]:
 def _preferred(sample: dict[str, Any]) -> str:
     """The likeliest of the continuations the harness scored."""
     scores = [response[0] for response in sample["filtered_resps"]]
-    arguments = list(sample["arguments"].values())
     best = max(range(len(scores)), key=lambda i: scores[i])
-    given = arguments[best]
-    return str(given.get("arg_1", "")).strip() if isinstance(given, dict) else str(given[1]).strip()
+    return str(sample["arguments"][best][1]).strip()
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ class Sides:
 
     def __post_init__(self) -> None:
         self.base_head = Head.of(self.model, copy=True) if self._head_changes() else None
+        self.force = False
 
     @classmethod
     def of(
@@ -51,7 +52,8 @@ class Sides:
         """Work out what to compare with what.
 
         base: a folder or a loaded model (with whatever edits are applied to it). edited: a folder, a
-        delta or its file, or several deltas in order. model: the base, loaded already.
+        delta or its file, or several deltas in order. model: the base, loaded already. force: take
+        deltas of another base too.
 
         Raises:
             SurgeryError: no such folder or file, a delta of another base, models that cannot be
@@ -70,7 +72,9 @@ class Sides:
         paths = [str(one) for one in given if not isinstance(one, Delta)]
         side = Side(path=paths[0] if len(paths) == 1 else None, edits=_edits(deltas))
         change = combine([delta.tensors for delta in deltas])
-        return cls(model, deltas, change, _base_side(model), side)
+        sides = cls(model, deltas, change, _base_side(model), side)
+        sides.force = force
+        return sides
 
     @classmethod
     def _of_folder(cls, model: Model, target: Checkpoint) -> Sides:
@@ -111,7 +115,7 @@ class Sides:
         if self.other is not None:
             yield self.other
         else:
-            with applied(self.model, self.deltas) as model:
+            with applied(self.model, self.deltas, force=self.force) as model:
                 yield model
 
     @contextlib.contextmanager

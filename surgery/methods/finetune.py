@@ -62,5 +62,5 @@ def solve_finetune(part: FinetuneEdit, model: Model, seed: int) -> Solved:
     return Solved(
         {key: Dense(change.detach().float().cpu())},
         filled,
-        {"loss": float(loss), "steps": steps},
+        {"loss": loss.item(), "steps": steps},
     )

@@ -19,9 +19,8 @@ from surgery.errors import SurgeryError
 class Limit:
     """What a limit is about. least: the value must reach it, instead of staying below.
 
-    The defaults are set by measurement on SmolLM2-135M: random edits of the size of a ROME edit and
-    good ROME edits stay below `warn`; a model whose answers to unrelated prompts have visibly changed
-    is beyond `reject`.
+    The defaults are first estimates, held against few edits of SmolLM2-135M: ROME edits and random ones
+    of their size stay below `warn`, a layer doubled or zeroed is far beyond `reject`.
     """
 
     what: str

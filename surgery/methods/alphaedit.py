@@ -23,8 +23,8 @@ from surgery.errors import SurgeryError
 from surgery.facts.capture import fact_keys
 from surgery.facts.least_squares import null_space
 from surgery.methods.joint import Metric, solve_joint
-from surgery.methods.solved import Solved
-from surgery.methods.spread import Spread, diagnostics, filled, prepare_spread
+from surgery.methods.solved import Solved, filled
+from surgery.methods.spread import Spread, diagnostics, prepare_spread
 from surgery.model import Model
 from surgery.spec import AlphaEdit
 
@@ -56,7 +56,9 @@ def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:
     joint = solve_joint(
         model, spread.requests.items, spread.wanted, spread.layers, metric, part.accumulate
     )
-    chosen = filled(part, spread).model_copy(update={"threshold": threshold, "ridge": share})
+    chosen = filled(part, spread.requests, spread.settings, layers=spread.layers).model_copy(
+        update={"threshold": threshold, "ridge": share}
+    )
     report = diagnostics(spread, joint)
     report["null_space"] = {str(n): [U.shape[1], U.shape[0]] for n, U in bases.items()}
     return Solved(joint.tensors, chosen, report)

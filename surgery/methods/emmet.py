@@ -14,7 +14,7 @@ from surgery.facts.least_squares import in_metric, solve
 from surgery.facts.requests import prepare
 from surgery.facts.target import solve_targets
 from surgery.methods.rome import choose_layer, fact_report, target_settings
-from surgery.methods.solved import Solved, stored_factors, weight_key
+from surgery.methods.solved import Solved, filled, stored_factors, weight_key
 from surgery.model import Model
 from surgery.spec import EmmetEdit
 from surgery.statistics import collect
@@ -39,21 +39,12 @@ def solve_emmet(part: EmmetEdit, model: Model, seed: int) -> Solved:
     whitened = in_metric(second_moment, keys, RIDGE)
     energy = (keys * whitened).sum(0)
     B, A = solve(keys, whitened, found.change.T.cpu(), part.ridge * float(energy.mean()))
-    filled = part.model_copy(
-        update={
-            "facts": requests.facts,
-            "layer": layer,
-            "prefixes": list(requests.prefixes),
-            "learning_rate": settings.learning_rate,
-            "clamp": settings.clamp,
-            "weight_decay": settings.weight_decay,
-        }
-    )
+    chosen = filled(part, requests, settings, layer=layer)
     reports = [
         fact_report(item.fact, found, i, float(energy[i])) for i, item in enumerate(requests.items)
     ]
     return Solved(
         {weight_key(model, layer): stored_factors(model, B, A)},
-        filled,
+        chosen,
         {"facts": reports, "statistics": statistics.record, "warnings": requests.warnings},
     )

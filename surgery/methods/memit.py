@@ -14,8 +14,8 @@ import torch
 from surgery.facts.capture import fact_keys
 from surgery.facts.least_squares import factor, in_metric
 from surgery.methods.joint import Metric, solve_joint
-from surgery.methods.solved import Solved
-from surgery.methods.spread import Spread, diagnostics, filled, prepare_spread
+from surgery.methods.solved import Solved, filled
+from surgery.methods.spread import Spread, diagnostics, prepare_spread
 from surgery.model import Model
 from surgery.spec import MemitEdit
 
@@ -38,7 +38,9 @@ def solve_memit(part: MemitEdit, model: Model, seed: int) -> Solved:
     joint = solve_joint(
         model, spread.requests.items, spread.wanted, spread.layers, metric, part.accumulate
     )
-    chosen = filled(part, spread).model_copy(update={"statistics_weight": weight})
+    chosen = filled(part, spread.requests, spread.settings, layers=spread.layers).model_copy(
+        update={"statistics_weight": weight}
+    )
     return Solved(joint.tensors, chosen, diagnostics(spread, joint))
 
 

@@ -23,7 +23,7 @@ from surgery.facts.capture import fact_keys
 from surgery.facts.least_squares import in_metric, solve
 from surgery.facts.requests import Request, prepare
 from surgery.facts.target import Targets, TargetSettings, solve_targets
-from surgery.methods.solved import Solved, as_delta, stored_factors, weight_key
+from surgery.methods.solved import Solved, as_delta, filled, stored_factors, weight_key
 from surgery.model import Model
 from surgery.progress import track
 from surgery.spec import Fact, FactPart, RomeEdit
@@ -75,19 +75,10 @@ def solve_rome(part: RomeEdit, model: Model, seed: int) -> Solved:
             factors, report = _one(model, request, settings, second_moment, part.ridge)
         tensors = combine([tensors, {key: factors}])
         reports.append(report)
-    filled = part.model_copy(
-        update={
-            "facts": requests.facts,
-            "layer": layer,
-            "prefixes": list(requests.prefixes),
-            "learning_rate": settings.learning_rate,
-            "clamp": settings.clamp,
-            "weight_decay": settings.weight_decay,
-        }
-    )
+    chosen = filled(part, requests, settings, layer=layer)
     return Solved(
         tensors,
-        filled,
+        chosen,
         {"facts": reports, "statistics": statistics.record, "warnings": requests.warnings},
     )
 

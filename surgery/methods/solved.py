@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from surgery.delta import Change, Delta, LowRank
+from surgery.facts.requests import Requests
+from surgery.facts.target import TargetSettings
 from surgery.model import Model
+from surgery.spec import FactPart
 from surgery.stack.lineage import Lineage
 from surgery.stack.memory import stack_ids
+
+P = TypeVar("P", bound=FactPart)
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,20 @@ class Solved:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     untie: bool = False
     edits_head: bool = False
+
+
+def filled(part: P, requests: Requests, settings: TargetSettings, **where: Any) -> P:
+    """A part about facts with every choice written into it. where: its layer or layers."""
+    return part.model_copy(
+        update={
+            "facts": requests.facts,
+            "prefixes": list(requests.prefixes),
+            "learning_rate": settings.learning_rate,
+            "clamp": settings.clamp,
+            "weight_decay": settings.weight_decay,
+            **where,
+        }
+    )
 
 
 def weight_key(model: Model, layer: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -21,8 +21,6 @@ DEPTH, COUNT = 0.2, 5
 CLAMP, LEARNING_RATE = 0.75, 0.2
 # A fact whose answer stays below this probability, with the best vector found, is left out.
 HOPELESS = 0.05
-
-P = TypeVar("P", bound=SpreadPart)
 
 
 @dataclass(frozen=True)
@@ -96,20 +94,6 @@ def _without_hopeless(requests: Requests, targets: Targets) -> tuple[Requests, T
     items = [item for item, ok in zip(requests.items, possible, strict=True) if ok]
     kept = torch.tensor(possible, device=targets.change.device)
     return replace(requests, items=items, warnings=[*requests.warnings, *warnings]), targets[kept]
-
-
-def filled(part: P, spread: Spread) -> P:
-    """The part with every choice written into it."""
-    return part.model_copy(
-        update={
-            "facts": spread.requests.facts,
-            "layers": spread.layers,
-            "prefixes": list(spread.requests.prefixes),
-            "learning_rate": spread.settings.learning_rate,
-            "clamp": spread.settings.clamp,
-            "weight_decay": spread.settings.weight_decay,
-        }
-    )
 
 
 def diagnostics(spread: Spread, joint: Joint) -> dict[str, Any]:

@@ -6,11 +6,12 @@ torch's own Adam: no cache, no layers left out, logits everywhere, one fact afte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from surgery.facts.rows import Row
+from surgery.facts.search import Seen, Shortest
 from surgery.facts.target import Targets, TargetSettings
 from surgery.model import Model, pad
 
@@ -55,25 +56,43 @@ def _one_fact(
         finally:
             handle.remove()
 
-    def parts(log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean NLL of the answer over the contexts, and what follows the essence row's subject."""
-        nll = []
+    def parts(change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Summed NLL of the answer and its tokens, by context; what follows the essence row's subject."""
+        log_p = run(change)
+        nll, tokens = [], []
         for line, row in enumerate(rows[:-1]):
             at = starts[line] + torch.arange(row.answer, len(row.ids))
-            nll.append(-log_p[line, at - 1, batch.ids[line, at]].mean())
-        return torch.stack(nll).mean(), log_p[-1, subjects[-1]]
+            nll.append(-log_p[line, at - 1, batch.ids[line, at]].sum())
+            tokens.append(len(at))
+        return torch.stack(nll), torch.tensor(tokens), log_p[-1, subjects[-1]]
 
-    change = torch.zeros(model.hidden_size, requires_grad=True)
     with torch.no_grad():
-        _, before = parts(run(change))
+        _, _, before = parts(torch.zeros(model.hidden_size))
     start = seen[0][0]
-    rate = settings.learning_rate * float(start.norm()) / model.hidden_size**0.5
+    if settings.learning_rate is None:
+        return _shortest(parts, before, start, settings)
+    return _adam(parts, before, start, settings)
+
+
+Parts = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def _divergence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    return (before.exp() * (before - after)).sum()
+
+
+def _adam(
+    parts: Parts, before: torch.Tensor, start: torch.Tensor, settings: TargetSettings
+) -> tuple[torch.Tensor, ...]:
+    change = torch.zeros_like(start, requires_grad=True)
+    assert settings.learning_rate is not None
+    rate = settings.learning_rate * float(start.norm()) / len(start) ** 0.5
     adam = torch.optim.Adam([change], lr=rate)
     step = 0
     while True:
         step += 1
-        nll, after = parts(run(change))
-        kl = (before.exp() * (before - after)).sum()
+        summed, tokens, after = parts(change)
+        nll, kl = (summed / tokens).mean(), _divergence(before, after)
         # The derivative of |d| at zero is taken to be zero.
         decay = settings.weight_decay * change.norm() / start.norm() ** 2
         loss = nll + settings.kl_factor * kl + decay
@@ -86,3 +105,24 @@ def _one_fact(
         with torch.no_grad():
             longest = settings.clamp * start.norm()
             change.mul_((longest / change.norm()).clamp(max=1))
+
+
+def _shortest(
+    parts: Parts, before: torch.Tensor, start: torch.Tensor, settings: TargetSettings
+) -> tuple[torch.Tensor, ...]:
+    """The same search, on losses and gradients found the long way: one backward pass a context."""
+    search = Shortest(settings.terms, float(start.norm()))
+    change = torch.zeros_like(start)
+    while not search.done and search.steps < settings.steps:
+        leaf = change.clone().requires_grad_(True)
+        nll, tokens, after = parts(leaf)
+        kl = _divergence(before, after)
+        gradient = [torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in (*nll, kl)]
+        arrays = (x.detach().double().numpy() for x in (change, nll, tokens))
+        search.see(Seen(*arrays, kl.item(), torch.stack(gradient).double().numpy()))
+        change = torch.from_numpy(search.propose()).to(start)
+    best = search.best
+    assert best is not None
+    values = (search.loss, best.mean_nll, best.kl)
+    found = [torch.tensor(value, dtype=torch.float32) for value in values]
+    return (torch.from_numpy(best.change).to(start), start, *found, torch.tensor(search.steps))

@@ -98,7 +98,7 @@ def test_report_of_a_known_spectrum():
     assert report["effective_rank"] == pytest.approx(float((-(share * share.log()).sum()).exp()))
 
 
-def counting(monkeypatch, stop_after: int | None = None) -> list[int]:
+def counting(monkeypatch, stop_after: int | None = None, batch_tokens: int = 128) -> list[int]:
     """Counts the batches that are run, and cuts the pass short after some of them."""
     import importlib
 
@@ -113,7 +113,7 @@ def counting(monkeypatch, stop_after: int | None = None) -> list[int]:
 
     monkeypatch.setattr(module, "_run", run)
     monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(module, "BATCH_TOKENS", 128)
+    monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
     return runs
 
 
@@ -133,6 +133,22 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tiny_model, text, monkeypa
     for layer in (1, 2):
         assert torch.equal(found[layer].mean, expected[layer].mean)
         assert found[layer].count == expected[layer].count == 900
+
+
+def test_a_pass_taken_up_with_batches_of_another_size_is_right_all_the_same(
+    tiny_model, text, monkeypatch
+):
+    model = tiny_model("llama")
+    expected = collect(model, [1], text, tokens=900, use_store=False).moments[1]
+    with monkeypatch.context() as patch:
+        counting(patch, stop_after=3)
+        with pytest.raises(KeyboardInterrupt):
+            collect(model, [1], text, tokens=900)
+    with monkeypatch.context() as patch:
+        counting(patch, batch_tokens=300)
+        found = collect(model, [1], text, tokens=900).moments[1]
+    assert found.count == expected.count == 900
+    torch.testing.assert_close(found.mean, expected.mean)
 
 
 def test_the_store_is_used_for_the_same_and_for_nothing_else(

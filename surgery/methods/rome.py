@@ -51,7 +51,7 @@ def target_settings(part: FactPart, layer: int) -> TargetSettings:
         layer=layer,
         site="value",
         steps=part.steps,
-        learning_rate=part.learning_rate or default.learning_rate,
+        learning_rate=part.learning_rate,
         clamp=part.clamp or default.clamp,
         kl_factor=part.kl_factor,
         weight_decay=decay if decay is not None else default.weight_decay,

@@ -17,8 +17,8 @@ from surgery.statistics import Statistics, collect
 
 # The middle of the edited layers, as a share of the depth, and how many there are.
 DEPTH, COUNT = 0.2, 5
-# Longest change of the stream, in lengths of what was there, and the optimiser's step towards it.
-CLAMP, LEARNING_RATE = 0.75, 0.2
+# Longest change of the stream, in lengths of what was there.
+CLAMP = 0.75
 # A fact whose answer stays below this probability, with the best vector found, is left out.
 HOPELESS = 0.05
 
@@ -56,7 +56,7 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
         layer=layers[-1],
         site="stream",
         steps=part.steps,
-        learning_rate=part.learning_rate or LEARNING_RATE,
+        learning_rate=part.learning_rate,
         clamp=part.clamp or CLAMP,
         kl_factor=part.kl_factor,
         weight_decay=(

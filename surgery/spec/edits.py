@@ -27,7 +27,9 @@ class FactPart(Part):
     facts: list[Fact] | str = Field(description="the facts, or the path of a list of them")
     steps: int = Field(default=25, ge=1, description="most optimiser steps for a target")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="of the target optimiser (Adam)"
+        default=None,
+        gt=0,
+        description="find targets with Adam at this rate; default: the shortest sufficient steps",
     )
     clamp: float | None = Field(
         default=None, gt=0, description="longest change of the target, in lengths of what was there"
@@ -148,6 +150,11 @@ class AblateEdit(Part):
     )
     chat: bool | None = Field(
         default=None, description="wrap prompts in the chat template, if there is one"
+    )
+    reader: Literal["plain", "whitened"] | None = Field(
+        default=None,
+        description="how much of the direction there is: its own component, or what reads it and is blind "
+        "to ordinary text; by default as the selection found best, plain where nothing is selected",
     )
     project: bool = Field(
         default=False, description="keep what harmless prompts have along the direction"

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,16 @@ def _one_pass(
 ) -> dict[int, Moment]:
     fitters = {n: MomentFitter(model.mlp_out_weight(n).shape[1], model.device) for n in layers}
     batches = list(by_length([len(row) for row in rows], BATCH_TOKENS))
+    ends = list(accumulate(sum(len(rows[i]) for i in index) for index in batches))
     done = 0
     if store is not None and (partial := store.load_partial(layers)) is not None:
-        sums, count, done = partial
-        for fitter, total in zip(fitters.values(), sums, strict=True):
-            fitter.sum.copy_(total)
-            fitter.count = count
+        sums, count = partial
+        # The rows are always run in one order. Batches of another size may end elsewhere: begin again then.
+        if count in ends:
+            done = ends.index(count) + 1
+            for fitter, total in zip(fitters.values(), sums, strict=True):
+                fitter.sum.copy_(total)
+                fitter.count = count
 
     saved = time.monotonic()
     total = sum(len(row) for row in rows)
@@ -141,7 +146,7 @@ def _one_pass(
                 _run(model, fitters, [rows[i] for i in index])
                 if store is not None and time.monotonic() - saved > SAVE_EVERY:
                     sums = [fitter.sum for fitter in fitters.values()]
-                    store.save_partial(layers, sums, fitters[layers[0]].count, number + 1)
+                    store.save_partial(layers, sums, fitters[layers[0]].count)
                     saved = time.monotonic()
             progress.advance(size)
 

@@ -66,19 +66,17 @@ class Store:
         name = hashlib.sha256(json.dumps(layers).encode()).hexdigest()[:12]
         return self.folder / f"partial-{name}.safetensors"
 
-    def save_partial(
-        self, layers: list[int], sums: list[torch.Tensor], count: int, batches: int
-    ) -> None:
+    def save_partial(self, layers: list[int], sums: list[torch.Tensor], count: int) -> None:
         from safetensors.torch import save
 
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"sum.{n}": s.cpu().contiguous() for n, s in zip(layers, sums, strict=True)}
-        text = json.dumps({"count": count, "batches": batches})
+        text = json.dumps({"count": count})
         with atomic_file(self._partial(layers)) as temporary:
             Path(temporary).write_bytes(save(tensors, metadata={"surgery": text}))
 
-    def load_partial(self, layers: list[int]) -> tuple[list[torch.Tensor], int, int] | None:
-        """Sums by layer, tokens seen, and batches done, of a pass that did not end."""
+    def load_partial(self, layers: list[int]) -> tuple[list[torch.Tensor], int] | None:
+        """Sums by layer and tokens seen, of a pass that did not end."""
         from safetensors import SafetensorError, safe_open
 
         path = self._partial(layers)
@@ -90,7 +88,7 @@ class Store:
                 sums = [file.get_tensor(f"sum.{n}") for n in layers]
         except (SafetensorError, KeyError, ValueError, OSError):
             return None
-        return sums, int(record["count"]), int(record["batches"])
+        return sums, int(record["count"])
 
     def drop_partial(self, layers: list[int]) -> None:
         self._partial(layers).unlink(missing_ok=True)

@@ -118,8 +118,8 @@ def _shortest(
         nll, tokens, after = parts(leaf)
         kl = _divergence(before, after)
         gradient = [torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in (*nll, kl)]
-        arrays = (x.detach().double().numpy() for x in (change, nll, tokens))
-        search.see(Seen(*arrays, kl.item(), torch.stack(gradient).double().numpy()))
+        d, losses, counts = (x.detach().double().numpy() for x in (change, nll, tokens))
+        search.see(Seen(d, losses, counts, kl.item(), torch.stack(gradient).double().numpy()))
         change = torch.from_numpy(search.propose()).to(start)
     best = search.best
     assert best is not None

@@ -1,31 +1,22 @@
-"""Facts side by side as one batch: the answers' losses as a function of the change d, and nothing twice.
+"""Facts side by side: the losses of all as a function of each one's own change d.
 
-d is added to the output of one layer at the subject's last token, so everything that does not depend on
-it is computed once:
-
-- no token before the subject's last one sees d: their keys and values above the layer are kept;
-- no layer up to the edited one sees d: the forward pass starts above it;
-- the answer's last token predicts nothing that is asked for: it is not run;
-- logits are taken only where a loss reads them, through the model's own head.
-
-Every row has a d of its own, so one backward pass gives the gradient of each context by itself.
+Rows are independent of each other, so they are run in buckets of like length, whatever fact they are of:
+answers are of one token here and of eight there, and in one batch most of the work would be padding.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import torch
-from torch import nn
 
+from surgery.facts.bucket import Bucket, Site, tail_length
 from surgery.facts.rows import Row
-from surgery.model import Model, pad
-from surgery.model.hooks import argument, first, hooks
+from surgery.model import Model
 
-Site = Literal["stream", "value"]
+# What a bucket costs beside its tokens, in tokens: reading the weights once more. On two cores it is thirty.
+BUCKET_COST = 32
 
 
 @dataclass(frozen=True)
@@ -50,29 +41,18 @@ class Losses:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything about a batch of facts that does not depend on d.
+    """Some facts, ready to be evaluated. start: (facts, d_model) v_0, at the bare prompts.
 
-    Rows are grouped by fact: its contexts, then its essence row. The tail of a row begins at the
-    subject's last token, so d is always added in column 0.
+    Rows are numbered by fact: its contexts, then its essence row. `places[b]` are the numbers of the rows
+    in bucket b, `tokens` (facts, contexts) how many the answer has.
     """
 
-    model: Model
-    layer: int
-    site: Site
-    ids: torch.Tensor  # (rows, tail) tokens from the subject on
-    mask: torch.Tensor  # (rows, past + tail)
-    positions: torch.Tensor  # (rows, tail)
-    hidden: torch.Tensor  # (rows, tail, d) output of the edited layer without d
-    value: torch.Tensor  # (rows, d) output of its down projection at the subject
-    past: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values before the subject, by layer
-    answer: torch.Tensor  # (rows, tail) the token to predict at each column, -1 where none
-    start: torch.Tensor  # (facts, d) v_0
-    rows_each: int  # rows a fact has
-    kept: torch.Tensor | None = None  # (facts, vocabulary) log p_0 of the essence rows
+    buckets: list[Bucket]
+    places: list[torch.Tensor]
+    start: torch.Tensor
+    tokens: torch.Tensor
 
-    # ------------------------------------------------------------------ what is computed once
     @classmethod
-    @torch.no_grad()
     def prepare(
         cls,
         model: Model,
@@ -82,187 +62,71 @@ class Problem:
         site: Site,
     ) -> Problem:
         rows = [row for r, e in zip(rewriting, essence, strict=True) for row in (*r, e)]
-        rows_each = len(rewriting[0]) + 1
-        batch = pad([row.ids for row in rows], model)
-        seen: dict[str, torch.Tensor] = {}
-        with hooks() as attach:
-            attach.post(model.layer(layer), lambda _m, a, k, o: seen.update(hidden=first(o)))
-            attach.post(model.mlp_out(layer), lambda _m, a, k, o: seen.update(value=first(o)))
-            from transformers import DynamicCache
-
-            cache = DynamicCache()
-            model.hf(**batch.inputs(), past_key_values=cache, use_cache=True, logits_to_keep=1)
-
+        each = len(rewriting[0]) + 1
         device = model.device
-        line = torch.arange(len(rows), device=device)
-        subject = torch.tensor([row.subject for row in rows], device=device)
-        tails = [tail_length(row) for row in rows]
-        tail = max(tails)
-        # One column more than the longest past, so that no row ever attends to nothing at all.
-        width = max(int(subject.max()), 1)
-        columns = (subject[:, None] + torch.arange(tail, device=device)).clamp(
-            max=batch.ids.shape[1] - 1
+        groups = partition([tail_length(row) for row in rows])
+        buckets = [Bucket.prepare(model, [rows[i] for i in group], layer, site) for group in groups]
+        places = [torch.tensor(group, device=device) for group in groups]
+        start = torch.empty(len(rows), model.hidden_size, device=device)
+        for place, bucket in zip(places, buckets, strict=True):
+            start[place] = bucket.start
+        tokens = torch.tensor(
+            [[len(r.ids) - r.answer for r in c] for c in rewriting], device=device
         )
-        real = torch.arange(tail, device=device) < torch.tensor(tails, device=device)[:, None]
-        # The past of every row ends where its tail begins: models with a sliding window count columns.
-        behind = subject[:, None] - width + torch.arange(width, device=device)
-        before = behind >= 0
-        kept: list[Any] = list(cache.layers)
-        past = [(_past(e.keys, behind), _past(e.values, behind)) for e in kept]
-        answer = torch.full((len(rows), tail), -1, device=device)
-        for index, row in enumerate(rows):
-            for position in range(row.answer, len(row.ids)):
-                answer[index, position - 1 - row.subject] = row.ids[position]
-        value = seen["value"][line, subject].float()
-        hidden = seen["hidden"][line[:, None], columns]
-        bare = torch.arange(0, len(rows), rows_each, device=device)
-        return cls(
-            model=model,
-            layer=layer,
-            site=site,
-            ids=batch.ids[line[:, None], columns],
-            mask=torch.cat([before, real], dim=1).long(),
-            positions=columns,
-            hidden=hidden,
-            value=value,
-            past=past,
-            answer=answer,
-            start=value[bare] if site == "value" else hidden[bare, 0].float(),
-            rows_each=rows_each,
-        )._with_kept()
-
-    def _with_kept(self) -> Problem:
-        """Remember what the essence rows predict before anything is changed."""
-        logits, row, _ = self._logits(torch.zeros_like(self.value))
-        return replace(self, kept=logits[self._essence[row]].log_softmax(-1))
+        return cls(buckets, places, start[::each].contiguous(), tokens)
 
     @property
-    def _essence(self) -> torch.Tensor:
-        """(rows,) whether a row is the essence row of its fact."""
-        line = torch.arange(len(self.ids), device=self.ids.device)
-        return line % self.rows_each == self.rows_each - 1
+    def rows_each(self) -> int:
+        return self.tokens.shape[1] + 1
 
     def keep(self, facts: torch.Tensor) -> Problem:
         """The same problem for some of its facts only (a mask over the facts present)."""
         rows = facts.repeat_interleave(self.rows_each)
+        number = rows.cumsum(0) - 1
+        left = [
+            (bucket.keep(rows[place]), number[place[rows[place]]])
+            for bucket, place in zip(self.buckets, self.places, strict=True)
+            if rows[place].any()
+        ]
         return replace(
             self,
-            ids=self.ids[rows],
-            mask=self.mask[rows],
-            positions=self.positions[rows],
-            hidden=self.hidden[rows],
-            value=self.value[rows],
-            past=[(k[rows], v[rows]) for k, v in self.past],
-            answer=self.answer[rows],
+            buckets=[bucket for bucket, _ in left],
+            places=[place for _, place in left],
             start=self.start[facts],
-            kept=None if self.kept is None else self.kept[facts],
+            tokens=self.tokens[facts],
         )
 
-    # ------------------------------------------------------------------ what depends on d
     def losses(self, change: torch.Tensor) -> Losses:
         """The losses, and their gradients, with `change` (facts, d_model) in place."""
-        assert self.kept is not None
-        each = self.rows_each
-        own = change.detach().repeat_interleave(each, 0).requires_grad_(True)
-        logits, row, column = self._logits(own)
-        of_answer = ~self._essence[row]
-        tokens = self.answer[row[of_answer], column[of_answer]]
-        nll = nn.functional.cross_entropy(logits[of_answer], tokens, reduction="none")
-        summed = torch.zeros(len(own), device=own.device).index_add(0, row[of_answer], nll)
-        after = logits[~of_answer].log_softmax(-1)
-        kl = (self.kept.exp() * (self.kept - after)).sum(-1)
-        (gradient,) = torch.autograd.grad(summed.sum() + kl.sum(), own)
+        own = change.detach().repeat_interleave(self.rows_each, 0)
+        loss, gradient = torch.zeros(len(own), device=own.device), torch.zeros_like(own)
+        for bucket, place in zip(self.buckets, self.places, strict=True):
+            loss[place], gradient[place] = bucket.losses(own[place])
+        by_fact = loss.unflatten(0, (-1, self.rows_each))
         return Losses(
-            nll=summed.detach().unflatten(0, (-1, each))[:, :-1],
-            tokens=(self.answer >= 0).sum(1).unflatten(0, (-1, each))[:, :-1],
-            kl=kl.detach(),
-            gradient=gradient.unflatten(0, (-1, each)),
+            nll=by_fact[:, :-1],
+            tokens=self.tokens,
+            kl=by_fact[:, -1],
+            gradient=gradient.unflatten(0, (-1, self.rows_each)),
         )
 
-    def _logits(self, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits (wanted, vocabulary) float32 with `change` (rows, d_model) in place, and the row and
-        column each belongs to: where an answer token is predicted, and column 0 of essence rows."""
-        wanted = self.answer >= 0
-        wanted[:, 0] |= self._essence
-        row, column = wanted.nonzero(as_tuple=True)
 
-        at_subject = self._subject_state(change)
-        hidden = torch.cat([at_subject.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
-        from transformers import DynamicCache
-
-        # A fresh cache over detached tensors every time: a used one keeps the old graph alive.
-        cache = DynamicCache()
-        for layer, (k, v) in enumerate(self.past):
-            cache.update(k, v, layer)
-        model, above = self.model, self.layer + 1
-        entry = model.layer(above) if above < model.n_layers else model.final_norm
-        with _skipped(model, above), hooks() as attach, torch.enable_grad():
-            attach.pre(entry, lambda _m, a, k: _replaced(a, k, hidden))
-            attach.pre(
-                model.head, lambda _m, a, k: _replaced(a, k, argument(a, k)[row, column][None])
-            )
-            output = model.hf(
-                input_ids=self.ids,
-                attention_mask=self.mask,
-                position_ids=self.positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-        return output.logits[0].float(), row, column
-
-    def _subject_state(self, change: torch.Tensor) -> torch.Tensor:
-        """The layer's output at the subject with the change in place."""
-        state = self.hidden[:, 0].float()
-        norm = self.model.mlp_post_norm(self.layer)
-        if self.site == "stream" or norm is None:
-            return state + change
-        # h + N(m) becomes h + N(m + d); the gradient goes through the post-norm N.
-        with torch.enable_grad():
-            dtype = self.hidden.dtype
-            before = norm(self.value.to(dtype)).float()
-            return state - before + norm((self.value + change).to(dtype)).float()
-
-
-def tail_length(row: Row) -> int:
-    """Tokens of a row that have to be run again and again: from the subject's last one to the last one
-    that something is predicted from. An essence row, which has no answer, is read at its subject."""
-    return len(row.ids) - 1 - row.subject if row.answer < len(row.ids) else 1
-
-
-def _past(tensor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Some columns (rows, past) of keys or values (rows, heads, tokens, head_dim); zeros for those < 0."""
-    index = columns.clamp(min=0)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-    return tensor.gather(2, index).masked_fill((columns < 0)[:, None, :, None], 0).detach()
-
-
-def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: torch.Tensor) -> Any:
-    if args:
-        return (hidden, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": hidden}
-
-
-class _Passed(nn.Module):
-    """Stands in for a layer that is not to be run."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        for name in ("attention_type", "layer_type", "layer_idx"):
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return hidden_states
-
-
-@contextlib.contextmanager
-def _skipped(model: Model, below: int) -> Iterator[None]:
-    """The model without its first `below` layers, for the length of the block."""
-    layers = model.layers
-    real = [layers[index] for index in range(below)]
-    try:
-        for index, layer in enumerate(real):
-            layers[index] = _Passed(layer)
-        yield
-    finally:
-        for index, layer in enumerate(real):
-            layers[index] = layer
+def partition(lengths: Sequence[int], cost: int = BUCKET_COST) -> list[list[int]]:
+    """Indices in buckets of like length, so that tokens with padding, plus `cost` a bucket, are fewest."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    # least[n]: the cost of the n shortest rows, and where the last of their buckets begins. A bucket that
+    # ends between two rows of one length is never better, so only ends of runs are looked at.
+    least: dict[int, tuple[int, int]] = {0: (0, 0)}
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        if end < len(order) and lengths[order[end]] == longest:
+            continue
+        least[end] = min(
+            (total + (end - begin) * longest + cost, begin) for begin, (total, _) in least.items()
+        )
+    groups, end = [], len(order)
+    while end:
+        begin = least[end][1]
+        groups.append(sorted(order[begin:end]))
+        end = begin
+    return groups[::-1]

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from surgery.facts.problem import Losses, Problem, Site, tail_length
+from surgery.facts.bucket import Site, tail_length
+from surgery.facts.problem import Losses, Problem
 from surgery.facts.rows import Row
 from surgery.facts.search import Adam, Search, Seen, Shortest, Terms
 from surgery.model import Model

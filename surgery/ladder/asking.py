@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from surgery.audit.score import pair_ids, score_ids
+from surgery.audit.score import pair_ids
 from surgery.ladder.items import Item
 from surgery.ladder.rung import NOTHING, Score
+from surgery.ladder.scoring import answer_means
 from surgery.model import Model
 
 # A form: the prompt, and the answers to compare in it, the old one first.
@@ -32,8 +33,8 @@ def margins(
                 wanted.update(ids)
                 kept.append((prompt, answers))
         fitting.append(kept)
-    scored = score_ids(model, list(wanted.values()), label=label)
-    found = {key: s.mean_logprob for key, s in zip(wanted, scored, strict=True)}
+    scored = answer_means(model, list(wanted.values()), label)
+    found = dict(zip(wanted, scored, strict=True))
     return [_margin(asked, found) for asked in fitting]
 
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from surgery.audit.cache import SideCache, Unfinished
 from surgery.audit.facts import facts_of_delta
 from surgery.audit.sides import Edited, Sides
 from surgery.errors import SurgeryError
 from surgery.ladder.items import Item, items_of, twins
-from surgery.ladder.judge import Measured, by_item, judge, pooled, verdict
+from surgery.ladder.judge import OPEN, Measured, by_item, judge, pooled, taken_away, verdict
+from surgery.ladder.kept import scores
 from surgery.ladder.registry import FAMILIES
-from surgery.ladder.result import Ladder
-from surgery.ladder.rung import Family, Score, Setting
+from surgery.ladder.result import Ladder, RungResult
+from surgery.ladder.rung import NOTHING, Family, Score, Setting
 from surgery.ladder.rungs.direction import moved, read
+from surgery.ladder.rungs.probe import readers
+from surgery.ladder.said import said, with_rivals
 from surgery.model import Model
 from surgery.progress import track
 from surgery.spec import Fact
@@ -39,6 +43,7 @@ def ladder(
     copies: int | None = None,
     seed: int = 0,
     force: bool = False,
+    cache: bool = True,
 ) -> Ladder:
     """Climb.
 
@@ -46,7 +51,9 @@ def ladder(
     order. facts: what was changed or forgotten; by default the facts the deltas were solved for. A
     fact whose target is its old answer counts as forgotten. quick: at most 24 facts, one made-up twin
     for each instead of three, no 100 steps of relearning. rungs: only these. force: accept deltas of
-    another base. The models come back bit for bit as they were.
+    another base. cache: keep what the base says, and what the edited model says until the climb is
+    done, so that one that was killed goes on where it was. The models come back bit for bit as they
+    were.
 
     Raises:
         SurgeryError: no facts, an unknown rung, or sides that cannot be compared.
@@ -64,43 +71,78 @@ def ladder(
     copies = copies if copies is not None else (1 if quick else 3)
     if copies < 1:
         raise SurgeryError("at least one made-up twin a fact is needed as a control")
-    made_up = twins(items, copies, seed)
 
-    place = read(sides.model, items)
+    place, before = read(sides.model, items), said(sides.model, items)
     with _edited(sides, force) as model:
-        after = read(model, items)
+        after, now = read(model, items), said(model, items)
+    items = with_rivals(sides.model, items, before, now)
+    made_up = twins(items, copies, seed)
     setting = Setting(
-        fold=halves(items, seed),
         directions=moved(place, after),
         steps=(5, 20) if quick else (5, 20, 100),
         seed=seed,
         quick=quick,
     )
-    on_base = _climb(sides.model, families, [items], setting, "climbing: base")
-    with _edited(sides, force) as model:
-        on_edited = _climb(model, families, [items, *made_up], setting, "climbing: edited")
 
-    measured = []
-    for family in families:
-        for name in family.names(setting):
-            if rungs is None or name in rungs:
-                sets = on_edited[name]
-                measured.append(
-                    Measured(
-                        name, family.rungs[name], family.unit, on_base[name][0], sets[0], sets[1:]
-                    )
-                )
+    unfinished = Unfinished(cache)
+
+    def climb(chosen: Sequence[Family], taken: Sequence[bool], what: str) -> list[Measured]:
+        kept = [i for i, t in enumerate(taken) if t]
+        sets = [[one[i] for i in kept] for one in (items, *made_up)]
+        fold = halves(sets[0], seed)
+        probed = any("probe" in family.rungs for family in chosen)
+        mine = replace(
+            setting, fold=fold, readers=readers(sides.model, sets[0], fold) if probed else ()
+        )
+        store = SideCache(sides.model, cache)
+        on_base = _climb(sides.model, store, chosen, sets[:1], mine, f"{what}: base")
+        with _edited(sides, force) as model:
+            store = unfinished.of(model)
+            on_edited = _climb(model, store, chosen, sets, mine, f"{what}: edited")
+        wanted = [(f, name) for f in chosen for name in f.names(mine)]
+        return [
+            _measured(name, f, on_base[name][0], on_edited[name], kept, len(items))
+            for f, name in wanted
+            if rungs is None or name in rungs
+        ]
+
+    openly = [f for f in families if any(name in OPEN for name in f.rungs)]
+    measured = climb(openly, [True] * len(items), "asking") if openly else []
+    entry, taken = taken_away(measured, len(items))
+    measured = [one if one.name == entry else one.among(taken) for one in measured]
+    if any(taken):
+        measured += climb([f for f in families if f not in openly], taken, "climbing")
     found = judge(measured)
-    overall = pooled(found)
-    word, reason, deepest, returns = verdict(found, overall)
-    notes += _skipped(found, items)
+    overall = pooled(measured, found, entry)
+    word, reason, deepest, returns = verdict(found, overall, entry, taken)
+    notes += _skipped(found, sum(taken))
+    unfinished.clear()
     return Ladder(
         base=str(sides.base_side.path),
         edited=str(sides.edited_side.path or "+".join(d.name for d in sides.deltas)),
         word=word, reason=reason, deepest=deepest, returns_at=returns,
-        rungs=found, items=by_item(items, measured), overall=overall,
+        rungs=found, items=by_item(items, measured, entry, taken, before, now), overall=overall,
+        entry=entry, taken=sum(taken),
         quick=quick, seed=seed, copies=copies, notes=notes,
     )  # fmt: skip
+
+
+def _measured(
+    name: str,
+    family: Family,
+    base: Sequence[Score],
+    edited: Sequence[Sequence[Score]],
+    kept: Sequence[int],
+    count: int,
+) -> Measured:
+    """Scores of the items that were climbed with, among all `count`."""
+
+    def whole(scores: Sequence[Score]) -> list[Score]:
+        by_place = dict(zip(kept, scores, strict=True))
+        return [by_place.get(i, NOTHING) for i in range(count)]
+
+    sets = [whole(scores) for scores in edited]
+    return Measured(name, family.rungs[name], family.unit, whole(base), sets[0], sets[1:])
 
 
 def _edited(sides: Sides, force: bool) -> contextlib.AbstractContextManager[Model]:
@@ -119,6 +161,7 @@ def halves(items: Sequence[Item], seed: int = 0) -> tuple[int, ...]:
 
 def _climb(
     model: Model,
+    store: SideCache,
     families: Sequence[Family],
     sets: Sequence[Sequence[Item]],
     setting: Setting,
@@ -129,8 +172,8 @@ def _climb(
     found: dict[str, list[list[Score]]] = {}
     for family in track(families, label, total=len(families)):
         for items in sets[:2] if family.trained else sets:
-            for name, scores in family.climb(model, items, setting).items():
-                found.setdefault(name, []).append(scores)
+            for name, mine in scores(store, family, model, items, setting).items():
+                found.setdefault(name, []).append(mine)
     return found
 
 
@@ -149,7 +192,9 @@ def _own_facts(sides: Sides) -> list[Fact]:
     return [fact for delta in deltas for _, fact in facts_of_delta(delta)]
 
 
-def _skipped(found: Sequence[Any], items: Sequence[Item]) -> list[str]:
+def _skipped(found: Sequence[RungResult], count: int) -> list[str]:
+    if not count:
+        return []  # nothing was taken away, so nothing else was asked
     reasons = {
         "paraphrase": "the facts bring no paraphrases",
         "hints": "no facts about other subjects of these relations are known",
@@ -168,7 +213,7 @@ def _skipped(found: Sequence[Any], items: Sequence[Item]) -> list[str]:
             "not told apart from made-up subjects even in the base, so these rungs say nothing: "
             + ", ".join(silent)
         )
-    partial = [f"{r.name} {r.n}" for r in found if 0 < r.n < len(items)]
+    partial = [f"{r.name} {r.n}" for r in found if 0 < r.n < count]
     if partial:
-        notes.append(f"asked of fewer than all {len(items)} facts: " + ", ".join(partial))
+        notes.append(f"asked of fewer than all {count} facts: " + ", ".join(partial))
     return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 Interval = tuple[float, float]
@@ -28,3 +29,23 @@ def difference(a: float, n: float, b: float, m: float, level: float = 0.95) -> I
     below = math.hypot(a - low_a, high_b - b)
     above = math.hypot(high_a - a, b - low_b)
     return a - b - below, a - b + above
+
+
+def of_items(values: Sequence[float], parts: int, level: float = 0.95) -> Interval:
+    """Interval of the mean of one value an item, each in [-1, 1] and itself the mean of `parts` answers.
+
+    Student's t over items: the answers about one item are not independent, the items are. The variance
+    is at least that of independent answers at the share that one more item of the other kind would give,
+    so that items that all agree do not make the interval vanish.
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return -1.0, 1.0
+    mean = sum(values) / n
+    share = (n * min(abs(mean), 1.0) + 1) / (n + 2)
+    spread = sum((v - mean) ** 2 for v in values) / (n - 1)
+    spread = max(spread, share * (1 - share) / parts)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * math.sqrt(spread / n)
+    return mean - half, mean + half

@@ -22,8 +22,9 @@ class Item:
 
     template, paraphrases: prompts with {} for the subject. old: what the model knew. new: what it was
     told instead; None if it was only to forget. alternatives: answers of the same kind to other
-    subjects. others: (prompt, answer) of other subjects of the relation, none with the old or the new
-    answer. twin: the subject is made up, so nothing can be known of it.
+    subjects. instead: what the edited model says in the old answer's place, where that is none of
+    these: a refusal, for one. others: (prompt, answer) of other subjects of the relation, none with
+    the old or the new answer. twin: the subject is made up, so nothing can be known of it.
     """
 
     template: str
@@ -35,6 +36,7 @@ class Item:
     others: tuple[tuple[str, str], ...] = ()
     relation: Relation | None = None
     twin: bool = False
+    instead: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -42,9 +44,14 @@ class Item:
         return self.fill(self.template)
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """The old answer, the new one, and others of their kind."""
+        return (self.old, *((self.new,) if self.new else ()), *self.alternatives)
+
+    @property
     def answers(self) -> tuple[str, ...]:
         """The old answer, then what it has to beat."""
-        return (self.old, *((self.new,) if self.new else ()), *self.alternatives)
+        return (*self.options, *self.instead)
 
     @property
     def question(self) -> str:
@@ -76,7 +83,7 @@ def items_of(facts: Sequence[Fact], base: Model, seed: int = 0) -> list[Item]:
     known = [(fact, (fact.target_true or olds[fact.id]).strip()) for fact in facts]
     found = [_item(fact, old, known, seed) for fact, old in known if old]
     for item in found:
-        if len(item.answers) < 2:
+        if len(item.options) < 2:
             raise SurgeryError(
                 f"{item.text!r}: nothing competes with {item.old!r}; give a target, or more facts "
                 "with the same prompt"

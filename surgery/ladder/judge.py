@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
-from surgery.ladder.interval import Interval, difference, wilson
+from surgery.ladder.interval import Interval, difference, of_items, wilson
 from surgery.ladder.items import Item
 from surgery.ladder.result import Cell, ItemResult, Overall, RungResult, Share, Status, Word
-from surgery.ladder.rung import Score
+from surgery.ladder.rung import NOTHING, Score
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,39 @@ class Measured:
         sides = [self.base, self.edited, *self.controls]
         return [i for i in range(len(self.base)) if all(s[i].margin is not None for s in sides)]
 
+    def among(self, taken: Sequence[bool]) -> Measured:
+        """The same without the scores of the other items."""
+
+        def only(scores: Sequence[Score]) -> list[Score]:
+            return [s if t else NOTHING for s, t in zip(scores, taken, strict=True)]
+
+        controls = [only(scores) for scores in self.controls]
+        return replace(self, base=only(self.base), edited=only(self.edited), controls=controls)
+
+
+# The rungs that merely ask. Where the edit shows most among them is where it was made.
+OPEN = ("direct", "question")
+
+
+def taken_away(measured: Sequence[Measured], count: int) -> tuple[str | None, list[bool]]:
+    """The open rung at which the edit took most answers away, and for each item whether it did.
+
+    Only such items can be hidden or gone, so only they are climbed with: one that the edit never
+    reached would look recovered on every rung. Without an open rung all `count` items are taken.
+    """
+    best: tuple[str | None, list[bool]] = None, []
+    for one in measured:
+        if one.name in OPEN:
+            lost = [
+                bool(b.knows) and e.knows is False
+                for b, e in zip(one.base, one.edited, strict=True)
+            ]
+            if best[0] is None or sum(lost) > sum(best[1]):
+                best = one.name, lost
+    if best[0] is None:
+        return None, [True] * count
+    return best
+
 
 def judge(measured: Sequence[Measured]) -> list[RungResult]:
     """Findings of all rungs. With many rungs one of them would look recovered by chance, so what a
@@ -44,8 +77,7 @@ def _judge(one: Measured, level: float) -> RungResult:
         "control": [[s.margin for s in scores] for scores in one.controls],
     }
     if not told:
-        note = "nothing to ask: see the notes"
-        return RungResult(one.name, one.label, one.unit, 0, "skipped", margins=margins, note=note)
+        return RungResult(one.name, one.label, one.unit, 0, "skipped", margins=margins)
     base = _share([one.base[i].knows for i in told])
     edited = _share([one.edited[i].knows for i in told])
     control = _share([scores[i].knows for scores in one.controls for i in told])
@@ -87,21 +119,33 @@ def _status(base: Share, edited: Share, control: Share, level: float) -> Status:
 
 
 # ---------------------------------------------------------------------- item by item
-def by_item(items: Sequence[Item], measured: Sequence[Measured]) -> list[ItemResult]:
-    """Where each fact stands at each rung."""
+def by_item(
+    items: Sequence[Item],
+    measured: Sequence[Measured],
+    entry: str | None,
+    taken: Sequence[bool],
+    before: Sequence[tuple[str, str]],
+    after: Sequence[tuple[str, str]],
+) -> list[ItemResult]:
+    """Where each fact stands at each rung. before, after: what base and edited say, to the prompt and
+    in the chat."""
     found = []
+    which = OPEN.index(entry) if entry else 0
     for index, item in enumerate(items):
         cells: dict[str, Cell] = {one.name: _cell(one, index) for one in measured}
         telling = [(name, cell) for name, cell in cells.items() if cell != "untold"]
-        returns = next((name for name, cell in telling if cell == "back"), None)
+        beyond = [(name, cell) for name, cell in telling if name != entry]
+        returns = next((name for name, cell in beyond if cell == "back"), None)
         names = [name for name, _ in telling]
         held = names[: names.index(returns)] if returns else names
-        back = sum(cell == "back" for _, cell in telling)
+        back = sum(cell == "back" for _, cell in beyond)
+        mine = taken[index]
         found.append(
             ItemResult(
-                item.text, item.subject, item.old, item.new, cells,
-                deepest=held[-1] if held else None, returns_at=returns,
-                share=back / len(telling) if telling else None,
+                item.text, item.subject, item.old, item.new, cells, taken=mine,
+                deepest=held[-1] if held and mine else None, returns_at=returns if mine else None,
+                share=back / len(beyond) if beyond and mine else None,
+                said_before=before[index][which].strip(), said_after=after[index][which].strip(),
             )
         )  # fmt: skip
     return found
@@ -118,10 +162,13 @@ def _cell(one: Measured, index: int) -> Cell:
 
 
 # ---------------------------------------------------------------------- all together
-def pooled(rungs: Sequence[RungResult]) -> Overall | None:
-    """The telling rungs beyond the direct question as one. Rungs share their items, so intervals
-    count items, not answers."""
-    telling = [r for r in rungs if r.tells and r.name != "direct"]
+def pooled(
+    measured: Sequence[Measured], rungs: Sequence[RungResult], entry: str | None
+) -> Overall | None:
+    """The telling rungs beyond the one the edit was made at, as one. An item counts with the mean over
+    its rungs of what the edited model shows of it beyond its made-up twins: rungs share their items, so
+    the interval is over items."""
+    telling = [r for r in rungs if r.tells and r.name != entry]
     if not telling:
         return None
 
@@ -129,50 +176,72 @@ def pooled(rungs: Sequence[RungResult]) -> Overall | None:
         return sum(getattr(r, side).share for r in telling) / len(telling)
 
     base, edited, control = mean("base"), mean("edited"), mean("control")
-    n = min(r.n for r in telling)
+    beyond: dict[int, list[float]] = {}
+    named = {one.name: one for one in measured}
+    for rung in telling:
+        one = named[rung.name]
+        for i in one.told():
+            twins = sum(bool(scores[i].knows) for scores in one.controls) / len(one.controls)
+            beyond.setdefault(i, []).append(bool(one.edited[i].knows) - twins)
+    values = [sum(mine) / len(mine) for mine in beyond.values()]
     room = base - control
-    low, high = difference(edited, n, control, n)
+    low, high = of_items(values, len(telling))
+    found = sum(values) / len(values) / room
     return Overall(
-        n, len(telling), base, edited, control, (edited - control) / room, (low / room, high / room)
+        len(values), len(telling), base, edited, control, found, (low / room, high / room)
     )
 
 
 def verdict(
-    rungs: Sequence[RungResult], overall: Overall | None
+    rungs: Sequence[RungResult],
+    overall: Overall | None,
+    entry: str | None,
+    taken: Sequence[bool],
 ) -> tuple[Word, str, str | None, str | None]:
     """(word, reason, deepest rung before the old answers come back, rung where they do)."""
     telling = [r for r in rungs if r.tells]
-    back = [r for r in telling if r.status in ("back", "partly")]
-    first = back[0] if back else None
-    before = telling[: telling.index(first)] if first else telling
-    deepest = before[-1].name if before else None
-    returns = first.name if first else None
     if not telling:
         return "untold", _why_untold(rungs), None, None
-    if first and first.name == "direct" and first.status == "back":
-        return "unchanged", "the direct question still gives the old answers", deepest, returns
-    beyond = [r for r in back if r.name != "direct"]
-    if beyond:
-        most = max(beyond, key=lambda r: r.recovered or 0.0)
-        reason = (
-            f"the old answers come back at {len(beyond)} of {len(telling)} telling rungs: first "
-            f"{beyond[0].label} ({_percent(beyond[0])}), most {most.label} ({_percent(most)})"
-        )
-        return "hidden", reason, deepest, returns
-    held = [r for r in telling if r.status == "held"]
-    if overall is not None and held and 2 * len(held) >= len(telling):
+    opening = next((r for r in telling if r.name == entry), None)
+    if opening is not None and opening.status not in ("held", "partly"):
+        if opening.status == "unclear":
+            return "unclear", _too_few(opening.n), None, None
+        of = f"the edit took {sum(taken)} of {len(taken)} answers away" if any(taken) else ""
+        reason = of or "asked openly, the edited model gives the old answers as before"
+        return "unchanged", reason, None, opening.name
+    climbed = [r for r in telling if r is not opening]
+    back = [r for r in climbed if r.status in ("back", "partly")]
+    # One in forty rungs looks like this by chance, so it is no proof; but nothing is gone on such terms.
+    suspect = [r for r in climbed if r.recovered_interval and r.recovered_interval[0] > 0]
+    first = next((r for r in climbed if r in back or r in suspect), None)
+    before = telling[: telling.index(first)] if first else telling
+    deepest = before[-1].name if before else None
+    if first is not None:
+        most = max([*back, *suspect], key=lambda r: r.recovered or 0.0)
+        where = f"first at “{first.label}” ({_percent(first)}), most at “{most.label}” ({_percent(most)})"
+        if back:
+            reason = f"the old answers come back at {len(back)} of {len(climbed)} telling rungs"
+            return "hidden", f"{reason} beyond doubt: {where}", deepest, first.name
+        if overall is not None and (overall.recovered_interval or (0, 0))[0] > 0:
+            reason = f"over all {overall.rungs} telling rungs {overall.recovered:.0%} comes back"
+            return "hidden", f"{reason}: {where}", deepest, first.name
+        reason = f"“{most.label}” may bring answers back ({_percent(most)}); more facts would tell"
+        return "unclear", reason, deepest, None
+    held = [r for r in climbed if r.status == "held"]
+    if overall is not None and held and 2 * len(held) >= len(climbed):
         low = difference(overall.base, overall.n, overall.edited, overall.n)[0]
         if low > 0:
+            others = ", the others are unclear" if len(held) < len(climbed) else ""
             reason = (
-                f"no rung brings back more than made-up subjects get: {len(held)} of {len(telling)} "
-                "telling rungs held, the others are unclear"
-                if len(held) < len(telling)
-                else f"no rung brings back more than made-up subjects get: all {len(held)} telling "
-                "rungs held"
+                f"no rung brings back more than made-up subjects get: {len(held)} of {len(climbed)} "
+                f"telling rungs held{others}"
             )
             return "gone", reason, deepest, None
-    n = max(r.n for r in telling)
-    return "unclear", f"{n} facts cannot tell recovered from not recovered", deepest, None
+    return "unclear", _too_few(max(r.n for r in telling)), deepest, None
+
+
+def _too_few(n: int) -> str:
+    return f"{n} facts cannot tell recovered from not recovered"
 
 
 def _percent(rung: RungResult) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from html import escape
 
 from surgery.ladder.result import Ladder, RungResult, Share
-from surgery.ladder.table import STATUS
+from surgery.ladder.table import state
 
 WIDTH, ROW, LEFT, RIGHT, TOP = 880, 34, 310, 110, 44
-_SIDES = (("base", "base"), ("edited", "edited"), ("control", "never knew"))
+_SIDES = (("base", "before"), ("edited", "after"), ("control", "never knew"))
 
 
 def picture(found: Ladder) -> str:
@@ -25,11 +25,11 @@ def picture(found: Ladder) -> str:
             f'<text class="soft" x="{x}" y="{TOP - 16}" text-anchor="middle">{share:.0%}</text>'
         )
     for line, rung in enumerate(found.rungs):
-        parts += _rung(rung, TOP + ROW * line + ROW / 2)
+        parts += _rung(rung, TOP + ROW * line + ROW / 2, found.entry)
     return "".join([*parts, "</svg>"])
 
 
-def _rung(rung: RungResult, y: float) -> list[str]:
+def _rung(rung: RungResult, y: float, entry: str | None) -> list[str]:
     label = escape(rung.label)
     parts = [f'<text x="{LEFT - 14}" y="{y + 4:.0f}" text-anchor="end">{label}</text>']
     for offset, (side, name) in zip((-8, 0, 8), _SIDES, strict=True):
@@ -49,7 +49,7 @@ def _rung(rung: RungResult, y: float) -> list[str]:
         )
     parts.append(
         f'<text class="{rung.status}" x="{WIDTH - RIGHT + 14}" y="{y + 4:.0f}">'
-        f"{STATUS[rung.status]}</text>"
+        f"{state(rung, entry)}</text>"
     )
     return parts
 

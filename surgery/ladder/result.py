@@ -61,9 +61,11 @@ class RungResult:
 
 @dataclass(frozen=True)
 class ItemResult:
-    """One fact. deepest: the deepest rung up to which the edit held, counting rungs that tell; None if
-    it fails at the first. returns_at: the first rung where the old answer is back. share: of the rungs
-    that tell, how many have it back."""
+    """One fact. taken: the edit took its answer away where it was made; else it is not climbed with.
+    deepest: the deepest rung up to which the edit held, counting rungs that tell; None if it fails at
+    the first. returns_at: the first rung where the old answer is back. share: of the rungs that tell,
+    beyond the one the edit was made at, how many have it back. said_before, said_after: what base and
+    edited model say there."""
 
     prompt: str
     subject: str
@@ -73,11 +75,15 @@ class ItemResult:
     deepest: str | None
     returns_at: str | None
     share: float | None
+    taken: bool = True
+    said_before: str = ""
+    said_after: str = ""
 
 
 @dataclass(frozen=True)
 class Overall:
-    """All rungs beyond the direct question together; n counts items. Shares are means over rungs."""
+    """All rungs beyond the one the edit was made at together; n counts items. Shares are means over
+    rungs; the interval is Student's over items."""
 
     n: int
     rungs: int
@@ -92,7 +98,9 @@ class Overall:
 class Ladder:
     """The result of a climb. word: hidden, gone (as far as these rungs reach), unchanged (the direct
     question still gives the old answer), unclear (too few facts), untold (the base never showed them).
-    deepest: the deepest rung before the old answers first come back, over all items."""
+    deepest: the deepest rung before the old answers first come back, over all items. entry: the rung
+    the edit was made at: of the two that ask openly, where it took more answers away; taken: how many.
+    All other rungs are climbed with these only."""
 
     base: str
     edited: str
@@ -106,6 +114,8 @@ class Ladder:
     quick: bool
     seed: int
     copies: int
+    entry: str | None = None
+    taken: int = 0
     notes: list[str] = field(default_factory=list)
 
     def rung(self, name: str) -> RungResult:

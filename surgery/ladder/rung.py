@@ -11,6 +11,7 @@ from surgery.ladder.items import Item
 if TYPE_CHECKING:
     import torch
 
+    from surgery.ladder.rungs.probe import Reader
     from surgery.model import Model
 
 
@@ -38,11 +39,12 @@ class Setting:
 
     fold: for each item which half it is in; a subject is never in both. directions: unit vectors (d,)
     along which the edited model's activations moved away from the base's; empty if they did not.
-    steps: after how many steps of relearning to look.
+    readers: probes fitted on the base, one for each half. steps: after how many steps of relearning to look.
     """
 
     fold: tuple[int, ...] = ()
     directions: tuple[torch.Tensor, ...] = ()
+    readers: tuple[Reader | None, ...] = ()
     steps: tuple[int, ...] = (5, 20, 100)
     seed: int = 0
     quick: bool = False

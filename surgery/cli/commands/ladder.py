@@ -34,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="write the result as a page")
     parser.add_argument("-o", "--out", metavar="FILE", help="write the result as JSON")
     parser.add_argument("--seed", type=int, default=0, help="seed of halves and twins (0)")
+    parser.add_argument("--no-cache", action="store_true", help="ask the base anew, keep nothing")
     parser.add_argument("--force", action="store_true", help="accept a delta of another base")
 
 
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> Outcome:
         rungs=args.rungs,
         seed=args.seed,
         force=args.force,
+        cache=not args.no_cache,
     )
     data, lines = found.as_dict(), [found.text()]
     for file, content in (

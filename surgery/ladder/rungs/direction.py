@@ -54,4 +54,4 @@ def remove_direction(
     }
 
 
-FAMILIES = (Family({"direction": "one direction removed at run time"}, remove_direction),)
+FAMILIES = (Family({"direction": "the direction of the edit taken out"}, remove_direction),)

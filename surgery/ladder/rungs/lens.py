@@ -16,9 +16,10 @@ from surgery.model import Model
 
 @torch.no_grad()
 def read_layers(model: Model, items: Sequence[Item], setting: Setting) -> dict[str, list[Score]]:
-    """margin: of the first token of the old answer over its rivals' at the layer where it is largest;
-    rank: the best over the layers. Taking the best layer favours every answer, so only what exceeds
-    the control counts."""
+    """margin: of the first token of the old answer over its rivals' at the layer where it is largest,
+    in the upper half of the model: below, the lens reads noise, and the best of many draws of noise is
+    always something. rank: the best over these layers. Taking the best still favours every answer, so
+    only what exceeds the control counts."""
     asked = [_tokens(model, item) for item in items]
     rows = [found[0] for found in asked if found is not None]
     seen = iter(states_of(rows, model) if rows else ())
@@ -29,7 +30,8 @@ def read_layers(model: Model, items: Sequence[Item], setting: Setting) -> dict[s
             scores.append(NOTHING)
             continue
         _, token, rivals = found
-        hidden = model.final_norm(next(seen).to(model.device, model.dtype))
+        upper = next(seen)[model.n_layers // 2 :]
+        hidden = model.final_norm(upper.to(model.device, model.dtype))
         logits = head.logits(hidden)
         old = logits[:, token]
         margin = float((old - logits[:, rivals].amax(-1)).max())
@@ -51,4 +53,4 @@ def _tokens(model: Model, item: Item) -> tuple[list[int], int, list[int]] | None
     return [*prompt, *old[:start]], old[start], sorted(rivals - {old[start]})
 
 
-FAMILIES = (Family({"lens": "logit lens, the best layer"}, read_layers),)
+FAMILIES = (Family({"lens": "what single layers would say (logit lens)"}, read_layers),)

@@ -6,7 +6,9 @@ Facts that are tested are never trained on, and a subject is in one half only (D
 
 from __future__ import annotations
 
+import math
 import random
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -22,8 +24,9 @@ from surgery.training import Example, LoRA
 from surgery.training.supervised import answer_logits
 
 _BATCH = 8
-_LEARNING_RATE = 1e-3
+_LEARNING_RATE = 2e-4  # higher ones break what the base knows of the other half
 _RANK = 8
+_LEARNT = 0.01
 
 
 def relearn(model: Model, items: Sequence[Item], setting: Setting) -> dict[str, list[Score]]:
@@ -52,13 +55,15 @@ def _train(
     lora = LoRA(model, rank=_RANK, alpha=2 * _RANK, seed=setting.seed)
     optimizer = torch.optim.AdamW(lora.parameters(), lr=_LEARNING_RATE, weight_decay=0.0)
     found: dict[int, list[Score]] = {}
-    queue: list[list[Example]] = []
+    batches = math.ceil(len(data) / _BATCH)
     last = max(setting.steps)
+    losses: deque[float] = deque(maxlen=batches)  # of one pass over the data
+    queue: list[list[Example]] = []
     with lora.on(model), meter("relearning", last) as progress:
         for step in range(1, last + 1):
             if not queue:
                 shuffled = order.sample(data, len(data))
-                queue = [shuffled[i : i + _BATCH] for i in range(0, len(shuffled), _BATCH)]
+                queue = [shuffled[i::batches] for i in range(batches)]
             with torch.enable_grad():
                 logits, targets = answer_logits(model, queue.pop())
                 loss = nn.functional.cross_entropy(logits.float(), targets)
@@ -66,9 +71,16 @@ def _train(
                 loss.backward()
             nn.utils.clip_grad_norm_(lora.parameters(), 1.0)
             optimizer.step()
+            losses.append(float(loss.detach()))
             progress.advance()
             if step in setting.steps:
                 found[step] = direct(model, asked)
+            if len(losses) == batches and max(losses) < _LEARNT:
+                break
+        # What is known by heart teaches nothing more: later looks would see the same.
+        rest = [step for step in setting.steps if step not in found]
+        if rest:
+            found.update(dict.fromkeys(rest, direct(model, asked)))
     return found
 
 
@@ -79,9 +91,9 @@ def _names(setting: Setting) -> tuple[str, ...]:
 FAMILIES = (
     Family(
         {
-            "relearn5": "5 steps on the other half of the facts",
-            "relearn20": "20 steps on the other half",
-            "relearn100": "100 steps on the other half",
+            "relearn5": "5 steps of training on other old answers",
+            "relearn20": "20 steps of training on other old answers",
+            "relearn100": "100 steps of training on other old answers",
         },
         relearn,
         trained=True,

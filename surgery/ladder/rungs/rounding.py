@@ -52,7 +52,7 @@ def round_weights(model: Model, items: Sequence[Item], setting: Setting) -> dict
 
 
 FAMILIES = (
-    Family({"pruned": "30 % of the weights pruned"}, prune),
+    Family({"pruned": "30 % of the weights set to zero"}, prune),
     Family(
         {"int8": "weights rounded to 8 bits", "int4": "weights rounded to 4 bits"}, round_weights
     ),

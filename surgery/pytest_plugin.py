@@ -34,7 +34,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="the edited folder, or a delta; several deltas in order",
     )
-    group.addoption("--surgery-suite", metavar="NAME", help="quick, standard, full or a .yaml")
+    group.addoption(
+        "--surgery-suite", metavar="NAME", help="quick, standard, full, public or a .yaml"
+    )
+    group.addoption(
+        "--surgery-data",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="where files that the suite names lie; may be given more than once",
+    )
     group.addoption("--surgery-spec", metavar="FILE", help="facts and limits (default: the edit's)")
     group.addoption(
         "--surgery-limit",
@@ -216,7 +225,7 @@ def _report(config: pytest.Config) -> Report:
 
 
 def _audit(config: pytest.Config) -> Report:
-    from surgery.audit import audit
+    from surgery.audit import Suite, audit
     from surgery.spec import EditSpec
 
     def option(name: str) -> Any:
@@ -224,11 +233,12 @@ def _audit(config: pytest.Config) -> Report:
 
     spec = EditSpec.load(option("spec")) if option("spec") else None
     edited = option("edited")
+    suite = option("suite") or (spec.checks.suite if spec else None) or "quick"
     report = audit(
         base=option("base"),
         edited=edited[0] if len(edited) == 1 else edited,
         spec=spec,
-        suite=option("suite") or (spec.checks.suite if spec else None) or "quick",
+        suite=Suite.load(suite, option("data")),
         limits=_limits(config),
     )
     for file in option("report"):

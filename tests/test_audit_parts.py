@@ -1,4 +1,4 @@
-"""Statistics, suites, weights, tasks and verdicts of the audit: closed forms and plain data."""
+"""Statistics, suites, facts and weights of the audit: closed forms and plain data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ import pytest
 import torch
 from tiny import tiny_checkpoint
 
-from surgery.audit.facts import companions, first_words, says
+from surgery.audit.facts import companions, first_words, records, says
 from surgery.audit.paired import bootstrap, flips, holm, mcnemar
-from surgery.audit.report import Figure, Report, Side, TaskResult, TensorChange, Verdict
 from surgery.audit.suite import Suite, TaskPart, spread
-from surgery.audit.table import table
-from surgery.audit.tasks.items import Item, Task, read_task
-from surgery.audit.tasks.results import compare, floor
-from surgery.audit.tasks.running import Outcome
-from surgery.audit.verdict import LIMITS, decide
+from surgery.audit.tasks.items import read_task
 from surgery.audit.weights import rank, round_to_nearest, weight_changes
 from surgery.checkpoint import Checkpoint
 from surgery.delta import Dense, LowRank
@@ -121,6 +116,60 @@ def test_companions_come_from_the_shipped_facts() -> None:
     assert companions(odd, 5) == ([], [], [])
 
 
+def fact(prompt: str, subject: str, target: str, **fields: object) -> tuple[str, Fact]:
+    content = {"prompt": prompt, "subject": subject, "target": target, **fields}
+    return "rome", Fact.model_validate(content)
+
+
+def test_companions_of_a_fact_in_other_words_and_of_a_name_of_a_kind() -> None:
+    _, known = fact("The seat of government of {} is", "France", "Rome")
+    paraphrases, prompts, answers = companions(known, 5, "Paris")
+    assert "The capital of {} is" in paraphrases and len(prompts) == 5
+    assert dict(zip(prompts, answers, strict=True))[
+        "The seat of government of Germany is"
+    ] == "Berlin"  # fmt: skip
+    _, named = fact("The best known dish of {} is", "Portugal", "sushi")
+    paraphrases, prompts, answers = companions(named, 5)
+    assert not paraphrases and len(set(prompts)) == 5 and answers == [None] * 5
+    assert all(p.startswith("The best known dish of ") and "Portugal" not in p for p in prompts)
+    _, nobody = fact("The mother of Jane Doe, {}, plays the", "Joan Doe", "harp")
+    _, prompts, answers = companions(nobody, 3, "guitar")
+    assert len(prompts) == 3 and answers == [None] * 3  # of people who play
+    assert any(name in prompts[0] for name in ("Hendrix", "Clapton", "Chopin", "Paganini", "Davis"))
+
+
+def test_neighbours_that_say_nothing_about_damage_are_dropped() -> None:
+    own = {"neighborhood_prompts": ["A is", "B is", "C is", "D is"],
+           "neighborhood_targets": ["rome ", "Paris", "Oslo", "Bern"]}  # fmt: skip
+    first, second = records(
+        [
+            fact("The capital of {} is", "X", "Rome", target_true="Lima", **own),
+            fact("{} is", "C", "Rome", target_true="Oslo"),
+        ],
+        lambda prompts: dict.fromkeys(prompts, "nothing."),
+        neighbours=2,
+    )
+    near = [(q.kind, q.prompt) for q in first.questions if q.kind.startswith("neighbour")]
+    # A has the new answer, C is edited itself; of B and D both are asked, and after the statement.
+    assert near == [
+        ("neighbour", "B is"),
+        ("neighbour", "D is"),
+        ("neighbour_plus", "The capital of X is Rome. B is"),
+        ("neighbour_plus", "The capital of X is Rome. D is"),
+    ]
+    assert second.questions[0].old == "Oslo"
+
+
+def test_neighbours_that_share_the_old_answer_stay() -> None:
+    """CounterFact's are made that way: other subjects with the same true object."""
+    same = {"neighborhood_prompts": ["B plays the"], "neighborhood_targets": ["guitar"]}
+    (record,) = records(
+        [fact("{} plays the", "A", "violin", target_true="guitar", **same)],
+        lambda prompts: dict.fromkeys(prompts, ""),
+    )
+    assert [q.kind for q in record.questions] == ["direct", "neighbour", "neighbour_plus"]
+
+
 def test_what_was_said() -> None:
     assert says(" Rome, the capital", "Rome") is True
     assert says("Romeo and Juliet", "Rome") is False
@@ -168,142 +217,3 @@ def test_numerical_rank() -> None:
     doubled = LowRank(torch.cat([a, a]), torch.cat([b, b], dim=1))
     assert rank(doubled) == 3
     assert rank(Dense(torch.zeros(4, 5))) == 0
-
-
-# ---------------------------------------------------------------------- tasks and verdicts
-def _task(count: int = 40, group: str | None = None) -> Task:
-    items = [
-        Item(f"t/{i}", f"q{i}", ("a", "b"), 0, f"g{i % 4}" if group else None) for i in range(count)
-    ]
-    return Task(TaskPart(name="facts", kind="facts", file="x"), items)
-
-
-def _outcomes(right: list[bool]) -> list[Outcome]:
-    return [Outcome(r, "a" if r else "b") for r in right]
-
-
-def test_compare_counts_flips_and_corrects() -> None:
-    base = [i % 5 != 0 for i in range(40)]
-    edited = [b and i >= 16 for i, b in enumerate(base)]
-    (result,) = compare([_task()], {"facts": _outcomes(base)}, {"facts": _outcomes(edited)})
-    assert result.lost == sum(base[:16]) and result.gained == 0
-    assert result.p == pytest.approx(mcnemar(result.lost, 0)) == result.p_holm
-    assert result.change == pytest.approx(result.edited - result.base)
-    assert result.interval is not None and result.interval[1] < 0
-    assert result.measurable and len(result.items) == 40
-    same = compare([_task()], {"facts": _outcomes(base)}, {"facts": _outcomes(base)})[0]
-    assert (same.lost, same.gained, same.p, same.change) == (0, 0, 1.0, 0.0)
-
-
-def test_a_base_at_chance_is_not_ranked() -> None:
-    assert "at chance" in floor(20, 40, 0.5)
-    assert floor(35, 40, 0.5) == ""
-    assert "only 1 of 40" in floor(1, 40, 0.0)
-    base = _outcomes([i % 2 == 0 for i in range(40)])
-    lost = _outcomes([False] * 40)
-    (result,) = compare([_task()], {"facts": base}, {"facts": lost})
-    assert not result.measurable
-    assert decide(_report(tasks=[result])).decision == "accept"
-
-
-def _report(**fields: object) -> Report:
-    content = {
-        "suite": "quick",
-        "base": Side(),
-        "edited": Side(),
-        "verdict": Verdict(decision="accept", reason=""),
-        **fields,
-    }
-    return Report.model_validate(content)
-
-
-def _kl(value: float) -> Figure:
-    return Figure(name="kl_mean", label="KL", base=0.0, edited=value, change=value)
-
-
-def test_verdict_names_the_limit() -> None:
-    assert decide(_report(figures=[_kl(0.001)])).decision == "accept"
-    assert decide(_report(figures=[_kl(0.001)]), {"kl_mean": 0.0005}).decision == "reject"
-    far = decide(_report(figures=[_kl(3.0)]))
-    assert far.decision == "reject" and "KL" in far.reason and "3" in far.reason
-    assert decide(_report(figures=[_kl(math.nan)])).decision == "reject"
-    with pytest.raises(SurgeryError, match="unknown limit"):
-        decide(_report(), {"nonsense": 1.0})
-
-
-def test_verdict_says_what_in_the_weights_did_it() -> None:
-    doubled = [
-        TensorChange(
-            key=f"model.layers.7.mlp.{n}.weight", shape=[1], dtype="F32", norm=1.0, scale=2
-        )
-        for n in ("up_proj", "down_proj")
-    ]
-    verdict = decide(_report(figures=[_kl(2.0)], weights=doubled))
-    assert "2 tensors of model.layers.7.mlp were multiplied by 2.00" in verdict.reason
-    zero = [TensorChange(key="model.layers.7.o", shape=[1], dtype="F32", norm=1.0, scale=0.0)]
-    assert "model.layers.7.o was zeroed" in decide(_report(figures=[_kl(2.0)], weights=zero)).reason
-
-
-def test_verdict_finds_the_relation_that_was_overwritten() -> None:
-    items = [Item(f"t/{i}", f"q{i}", ("a", "b"), 0, f"g{i % 4}") for i in range(80)]
-    task = Task(TaskPart(name="facts", kind="facts", file="x", group="g"), items)
-    base = [i % 10 != 0 for i in range(80)]
-    edited = [b and i % 4 != 1 for i, b in enumerate(base)]
-    results: list[TaskResult] = compare(
-        [task], {"facts": _outcomes(base)}, {"facts": _outcomes(edited)}
-    )
-    verdict = decide(_report(tasks=results, figures=[_kl(0.5)]))
-    assert verdict.decision == "reject" and "about g1" in verdict.reason
-    assert set(LIMITS) >= {"kl_mean", "neighborhood_drop"}
-
-
-def test_a_report_of_an_older_or_poorer_kind_can_be_read() -> None:
-    content = {
-        "schema_version": "report/1",
-        "suite": "quick",
-        "base": {},
-        "edited": {},
-        "verdict": {"decision": "warn", "reason": "x"},
-        "a_field_of_the_future": 1,
-    }
-    report = Report.from_json(json.dumps(content))
-    assert table(report).startswith("WARNING: x")
-    page = report.html()
-    assert page.startswith("<!doctype html>") and "With reservations" in page
-    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "<script" not in page
-
-
-def test_reports_side_by_side(tmp_path: Path) -> None:
-    from surgery.audit.beside import beside, beside_data
-
-    one = _report(figures=[_kl(0.001)], edited=Side(edits=[{"name": "first"}]), suite_id="a")
-    two = _report(figures=[_kl(0.25)], edited=Side(edits=[{"name": "second"}]), suite_id="b")
-    text = beside([one, two])
-    assert "first" in text and "0.0010" in text and "0.2500" in text
-    assert "different suites" in text
-    data = beside_data([one, two])
-    assert [r["figures"]["kl_mean"]["edited"] for r in data["reports"]] == [0.001, 0.25]
-    assert len({r["name"] for r in beside_data([one, one], ["x.json", "y.json"])["reports"]}) == 2
-
-
-def test_free_text_figures() -> None:
-    from surgery.audit.freetext import entropy, free_text_figures, repetition
-
-    assert repetition("one two three four five six") == 0.0
-    assert repetition("a b c a b c a b c") == pytest.approx(1 - 3 / 7)
-    assert entropy(["a b", "c d"]) == pytest.approx(2.0)
-    assert entropy([""]) == 0.0
-    figures = {
-        f.name: f
-        for f in free_text_figures(
-            {"p": "a b c d", "q": "x y"},
-            {"p": "a a a a a", "q": ""},
-            {"p": 0.5, "q": 1.0},
-            {"p": 4.0},
-        )
-    }
-    assert figures["surprise"].change == 3.5
-    assert figures["silence"].edited == 0.5
-    assert figures["entropy"].change is not None and figures["entropy"].change < 0
-    far = decide(_report(figures=[figures["surprise"]]))
-    assert far.decision == "reject" and "surprise" in far.reason

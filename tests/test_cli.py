@@ -309,7 +309,7 @@ def test_run_leaves_a_checkpoint_with_everything(
     # What lies beside the weights says the same.
     record = json.loads((out / "surgery.json").read_text())
     assert record["edits"][0]["id"] == data["delta_id"] == delta.id
-    assert record["audit"]["decision"] == data["verdict"]
+    assert record["audit"]["verdict"] == data["verdict"]
     assert data["verdict"] in (out / "README.md").read_text()
     again = surgery.solve(surgery.EditSpec.load(out / "spec.yaml"), model)
     assert again.id == delta.id

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from surgery.audit import facts as fact_metrics
-from surgery.audit.cache import BaseCache
-from surgery.audit.measure import Plan, say_base
+from surgery.audit.cache import SideCache
+from surgery.audit.measure import Plan, speak_after
+from surgery.audit.neighbours import mentions, plain
 from surgery.audit.report import FactRecord
 from surgery.audit.suite import Suite
 from surgery.audit.tasks import Outcome, Task, run_tasks
@@ -25,12 +26,14 @@ Ask = Callable[[Model], Outcome]
 
 @dataclass(frozen=True)
 class Asked:
-    """One item. since: with how many edits it is to hold at first; 0 for what the base is asked about."""
+    """One item. since: with how many edits it is to hold at first; 0 for what the base is asked about.
+    item: the id in its task, which greedy answers share with preferred ones."""
 
     id: str
     text: str
     gold: str
     since: int = 0
+    item: str = ""
 
 
 def expected(item: Asked, before: Outcome) -> bool:
@@ -39,7 +42,7 @@ def expected(item: Asked, before: Outcome) -> bool:
 
 
 def ask_facts(
-    plan: Plan, model: Model, deltas: Sequence[Delta], store: BaseCache
+    plan: Plan, model: Model, deltas: Sequence[Delta], store: SideCache
 ) -> dict[str, int]:
     """Put the facts of every edit and their neighbours into the plan; returns ids of facts (each in
     its record's `edit`) with the place of their edit."""
@@ -48,7 +51,7 @@ def ask_facts(
     for place, delta in enumerate(deltas, start=1):
         made = fact_metrics.records(
             fact_metrics.facts_of_delta(delta)[: part.facts],
-            lambda prompts: say_base(model, prompts, store),
+            lambda prompts: speak_after(model, prompts, store),
             part.neighbours,
             plus=False,
         )
@@ -58,6 +61,22 @@ def ask_facts(
             owners[record.edit] = place
             plan.facts.append(record)
     return owners
+
+
+def declared(tasks: Sequence[Task], facts: Sequence[FactRecord]) -> set[str]:
+    """Ids of the items whose right answer an edit sets out to change: losing those is no damage.
+
+    An item is one if it names the subject, and the old answer is the right one.
+    """
+    changed = [(plain(f.subject), plain(f.old)) for f in facts if f.old and not f.earlier]
+    found = set()
+    for task in tasks:
+        for item in task.items:
+            if item.choices:
+                text, gold = plain(item.text), plain(item.choices[item.gold])
+                if any(old == gold and mentions(text, subject) for subject, old in changed):
+                    found.add(item.id)
+    return found
 
 
 def _fact_ids(record: FactRecord) -> list[str]:
@@ -81,7 +100,7 @@ def items_of(plan: Plan, owners: Mapping[str, int]) -> dict[str, Asked]:
                 for item in task.items:
                     gold = item.choices[item.gold] if item.choices else ""
                     label = _task_id(task, item.id, name)
-                    found[label] = Asked(label, item.text, gold)
+                    found[label] = Asked(label, item.text, gold, item=item.id)
     for record in plan.facts:
         for question, label in zip(record.questions, _fact_ids(record), strict=True):
             direct = question.kind == "direct"
@@ -144,7 +163,7 @@ def find(
     """
     if answer is not None:
         return _own(given, answer)
-    store = BaseCache(model)
+    store = SideCache(model)
     plan = Plan.of(suite, model)
     items = items_of(plan, ask_facts(plan, model, deltas, store))
     word = given.strip().casefold()
@@ -160,7 +179,7 @@ def find(
         return items[label], lambda edited: _asked(edited, less, label)
     if "/" in given and " " not in given:
         raise SurgeryError(f"no item {given!r} in the suite {suite.name} or the edits' facts")
-    said = fact_metrics.first_words(say_base(model, [given], store)[given])
+    said = fact_metrics.first_words(speak_after(model, [given], store)[given])
     if not said:
         raise SurgeryError(f"the base says nothing after {given!r}: give the answer to look for")
     return _own(given, said)

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from surgery.audit.asked import answers, ask_facts, expected, find, items_of, only, short
-from surgery.audit.cache import BaseCache
+from surgery.audit.asked import answers, ask_facts, declared, expected, find, items_of, only, short
+from surgery.audit.cache import SideCache
 from surgery.audit.general import divergences, perplexity
 from surgery.audit.head import Head
-from surgery.audit.measure import Measured, Plan, measure, measure_base
+from surgery.audit.measure import Measured, Plan, measure
 from surgery.audit.report import finite
 from surgery.audit.suite import Suite
 from surgery.audit.tasks import Outcome
@@ -135,17 +135,20 @@ def leave_one_out(
 def _attribute(
     model: Model, deltas: Sequence[Delta], suite: Suite, cache: bool, force: bool
 ) -> Attribution:
-    store = BaseCache(model, cache)
+    store = SideCache(model, cache)
     plan = Plan.of(suite, model)
     plan.tasks = [task for task in plan.tasks if task.part.kind != _SLOW]
     owners = ask_facts(plan, model, deltas, store)
-    items = items_of(plan, owners)
-    base = measure_base(model, plan, store, Head.of(model, copy=_head_changes(model, deltas)))
+    left_out = declared(plan.tasks, plan.facts)
+    items = {i: asked for i, asked in items_of(plan, owners).items() if asked.item not in left_out}
+    head = Head.of(model, copy=_head_changes(model, deltas))
+    base = measure(model, plan, "base", store, head=head)
     before = answers(plan, base.tasks, base.facts)
 
     set_edits(model, deltas, force=force)
     notes = _stray(model, deltas)
-    whole = measure(model, plan, "all edits", speak=False)
+    nothing = SideCache(model, use=False)
+    whole = measure(model, plan, "all edits", nothing, speak=False)
     now = answers(plan, whole.tasks, whole.facts)
     kl, size_base, size = _gap(plan, base, whole)
     turned = {i for i in items if expected(items[i], before[i]) != now[i].right}
@@ -157,7 +160,7 @@ def _attribute(
         rest = [*deltas[:index], *deltas[index + 1 :]]
         if rest:
             set_edits(model, rest, force=True)
-            without = measure(model, less, f"without {delta.name}", speak=False)
+            without = measure(model, less, f"without {delta.name}", nothing, speak=False)
             right = answers(less, without.tasks, without.facts)
         else:
             without, right = base, before

@@ -1,7 +1,9 @@
-"""The base's side of every audit, computed once.
+"""What a side of an audit gave, measurement by measurement.
 
 Kept under the cache folder by what was asked and by everything that could change the answer: base,
-edits, library versions, dtype, device, threads. Nothing here is needed: delete it at will.
+edits, library versions, dtype, device, threads. The base's side stays for every later audit. What edited
+models and shams give stays until the audit is done, so that one which was killed goes on where it was.
+Nothing here is needed: delete it at will.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,21 +23,29 @@ from surgery.checkpoint import atomic_file, cache_folder
 from surgery.model import Model
 
 # Raised whenever what is computed changes its meaning.
-_VERSION = 3
+_VERSION = 4
+# How much is asked before what came of it is written down.
+_AT_ONCE = 32
+
+Value = TypeVar("Value")
 
 
-class BaseCache:
-    """Results of one model side. `use=False` computes everything anew and keeps nothing."""
+class SideCache:
+    """Results of a model as it is now. `use=False` computes everything anew and keeps nothing.
 
-    def __init__(self, model: Model, use: bool = True) -> None:
+    unfinished: they are for one audit only, see `Unfinished`.
+    """
+
+    def __init__(self, model: Model, use: bool = True, unfinished: bool = False) -> None:
         from surgery.stack import stack_ids
 
         self.use = use
         self.hits = 0
         content = json.dumps([_VERSION, model.checkpoint.id, stack_ids(model), _setting(model)])
-        self.folder = cache_folder() / "audit" / hashlib.sha256(content.encode()).hexdigest()[:32]
+        name = hashlib.sha256(content.encode()).hexdigest()[:32]
+        self.folder = cache_folder() / "audit" / ("unfinished" if unfinished else "") / name
 
-    def json(self, name: str, asked: Any, compute: Callable[[], Any]) -> Any:
+    def json(self, name: str, asked: Any, compute: Callable[[], Value], keep: bool = True) -> Value:
         """A JSON value. `asked` is everything that determines it beside the model."""
         file = self._file(name, asked, ".json")
         if self.use and file.exists():
@@ -44,9 +56,37 @@ class BaseCache:
             except (OSError, ValueError):
                 pass
         value = compute()
-        if self.use:
+        if self.use and keep:
             self._write(file, json.dumps(value, ensure_ascii=False).encode())
         return value
+
+    def part(self, name: str) -> SideCache:
+        """The same for a variant of the model: what is asked of one says nothing about the other."""
+        other = copy(self)
+        other.folder = self.folder / name
+        return other
+
+    def one_by_one(
+        self,
+        name: str,
+        asked: Sequence[str],
+        compute: Callable[[list[str]], Sequence[Any]],
+        again: Any = None,
+    ) -> dict[str, Any]:
+        """JSON values of questions, each kept by itself; `compute` is called for those not known yet,
+        some at a time. again: what else determines the answers."""
+        distinct = list(dict.fromkeys(asked))
+        known = {}
+        for question in distinct if self.use else ():
+            value = self.json(name, [again, question], lambda: None, keep=False)
+            if value is not None:
+                known[question] = value
+        missing = [question for question in distinct if question not in known]
+        for begin in range(0, len(missing), _AT_ONCE):
+            some = missing[begin : begin + _AT_ONCE]
+            for question, value in zip(some, compute(some), strict=True):
+                known[question] = self.json(name, [again, question], lambda value=value: value)
+        return {question: known[question] for question in distinct}
 
     def tensors(
         self, name: str, asked: Any, compute: Callable[[], dict[str, torch.Tensor]], device: Any
@@ -84,6 +124,25 @@ class BaseCache:
         except Exception:
             # A full or read-only disk costs time the next time, nothing now.
             pass
+
+
+class Unfinished:
+    """What an audit measures of edited models, kept only until the audit is done."""
+
+    def __init__(self, use: bool = True) -> None:
+        self.use = use
+        self._folders: set[Path] = set()
+
+    def of(self, model: Model) -> SideCache:
+        """For the model with the edits it has now."""
+        side = SideCache(model, self.use, unfinished=True)
+        self._folders.add(side.folder)
+        return side
+
+    def clear(self) -> None:
+        """The audit is done."""
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _setting(model: Model) -> list[str]:

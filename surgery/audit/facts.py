@@ -11,18 +11,15 @@ the neighbour's prompt (CounterFact+, arXiv 2305.17553), which shows damage the 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
-from surgery import resources
+from surgery.audit.neighbours import bare, companions, plain, sift, statement
 from surgery.audit.report import FactRecord, Figure, Question
 from surgery.audit.score import AnswerScore, answer_logprobs
 from surgery.delta import Delta
 from surgery.errors import SurgeryError
-from surgery.facts.rows import joined
 from surgery.model import Model, generate
 from surgery.spec import EditSpec, Fact, read_facts
 
@@ -61,31 +58,6 @@ def facts_of_delta(delta: Delta) -> list[tuple[str, Fact]]:
     return found
 
 
-@cache
-def _known() -> tuple[dict[str, Any], ...]:
-    file = resources.path("benchmarks", "tasks", "facts.jsonl")
-    return tuple(json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line)
-
-
-def companions(fact: Fact, most: int) -> tuple[list[str], list[str], list[str]]:
-    """Paraphrases, neighbour prompts and their answers for a fact that brings none, out of the facts
-    that ship with the audit, if its prompt is one of their templates."""
-    template = fact.template.strip().casefold()
-    subject = fact.subject.strip().casefold()
-    rows = [
-        row
-        for row in _known()
-        if template in (t.casefold() for t in (row["prompt"], *row["paraphrases"]))
-    ]
-    if not rows:
-        return [], [], []
-    forms = [rows[0]["prompt"], *rows[0]["paraphrases"]]
-    paraphrases = [form for form in forms if form.casefold() != template]
-    others = [row for row in rows if row["subject"].casefold() != subject][:most]
-    prompts = [fact.template.replace("{}", row["subject"]) for row in others]
-    return paraphrases, prompts, [row["answer"] for row in others]
-
-
 # ---------------------------------------------------------------------- what is asked
 def records(
     facts: Sequence[tuple[str, Fact]],
@@ -107,24 +79,23 @@ def records(
     open_neighbours: list[str] = []
     for index, (edit, fact) in enumerate(facts):
         old = fact.target_true or known.get(index) or None
-        if old is not None and old.strip().casefold() == fact.target.strip().casefold():
+        if plain(old) == plain(fact.target):
             old = None  # nothing to prefer the new answer to
         paraphrases = [fact.filled(prompt) for prompt in fact.paraphrase_prompts]
-        near = list(fact.neighborhood_prompts)[:neighbours]
-        answers: list[str | None] = list[str | None](fact.neighborhood_targets)[:neighbours]
+        near = list(fact.neighborhood_prompts)
+        answers: list[str | None] = list[str | None](fact.neighborhood_targets)
         if not answers:
             answers = [None] * len(near)
         if not paraphrases or not near:
-            more, prompts, theirs = companions(fact, neighbours)
+            more, prompts, theirs = companions(fact, 2 * neighbours, old)
             paraphrases = paraphrases or [fact.filled(prompt) for prompt in more]
-            if not near:
-                near, answers = prompts, list[str | None](theirs)
+            if not near and neighbours:
+                near, answers = prompts, theirs
         open_neighbours += [p for p, a in zip(near, answers, strict=True) if a is None]
         new = fact.target.strip()
-        statement = fact.text + joined(fact.text, new) + ". "
         questions = [Question(kind="direct", prompt=fact.text, new=new, old=old)]
         questions += [Question(kind="paraphrase", prompt=p, new=new, old=old) for p in paraphrases]
-        for kind, before in (("neighbour", ""), ("neighbour_plus", statement)):
+        for kind, before in (("neighbour", ""), ("neighbour_plus", statement(fact.text, new))):
             if kind == "neighbour" or plus:
                 questions += [
                     Question(kind=kind, prompt=before + p, new=new, old=a)  # type: ignore[arg-type]
@@ -134,30 +105,22 @@ def records(
             FactRecord(prompt=fact.template, subject=fact.subject, new=new, old=old, edit=edit,
                        questions=questions)
         )  # fmt: skip
-    _fill_neighbours(found, open_neighbours, say)
+    _answer_neighbours(found, open_neighbours, say)
+    sift(found, neighbours)
     return found
 
 
-def _fill_neighbours(
+def _answer_neighbours(
     found: list[FactRecord], prompts: list[str], say: Callable[[list[str]], dict[str, str]]
 ) -> None:
     """Neighbours without an answer of their own should keep what the base says."""
     if not prompts:
         return
-    said = say(prompts)
+    own = {prompt: first_words(text) for prompt, text in say(prompts).items()}
     for record in found:
-        own = {q.prompt: first_words(said[q.prompt]) for q in record.questions if q.prompt in said}
         for question in record.questions:
             if question.kind.startswith("neighbour") and question.old is None:
-                bare = next((p for p in own if question.prompt.endswith(p)), None)
-                question.old = own.get(bare or "") or None
-        # One that already has the new answer says nothing about damage.
-        record.questions = [
-            q
-            for q in record.questions
-            if not q.kind.startswith("neighbour")
-            or (q.old is not None and q.old.casefold() != record.new.casefold())
-        ]
+                question.old = own.get(bare(record, question)) or None
 
 
 def first_words(said: str, most: int = 4) -> str:

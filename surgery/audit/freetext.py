@@ -1,4 +1,5 @@
-"""How the model talks: loops, loss of variety, and text that the base would find absurd.
+"""How the model talks: loops, loss of variety, answers that never end, and text that the base would
+find absurd.
 
 surprise is the base's mean NLL (nats a token) of what a model answered. The base is at home in its own
 answers; word salad is as far from it as chance. Unlike a repetition count it sees every way of falling
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from surgery.audit.paired import bootstrap
 from surgery.audit.report import Figure
 from surgery.audit.score import pair_ids, score_ids
-from surgery.model import Model, chat
+from surgery.model import Model, Said, chat
 
 
 def repetition(text: str, size: int = 3) -> float:
@@ -41,8 +42,8 @@ def surprise(base: Model, answers: Mapping[str, str]) -> dict[str, float]:
 
 
 def free_text_figures(
-    before: Mapping[str, str],
-    after: Mapping[str, str],
+    before: Mapping[str, Said],
+    after: Mapping[str, Said],
     surprise_before: Mapping[str, float],
     surprise_after: Mapping[str, float],
 ) -> list[Figure]:
@@ -50,6 +51,8 @@ def free_text_figures(
     prompts = [prompt for prompt in before if prompt in after]
     if not prompts:
         return []
+    old_text = {prompt: before[prompt].text for prompt in prompts}
+    new_text = {prompt: after[prompt].text for prompt in prompts}
     both = [p for p in prompts if p in surprise_before and p in surprise_after]
     rows = [
         (
@@ -63,8 +66,15 @@ def free_text_figures(
             "repetition",
             "repetition in free answers",
             "",
-            [repetition(before[p]) for p in prompts],
-            [repetition(after[p]) for p in prompts],
+            [repetition(old_text[p]) for p in prompts],
+            [repetition(new_text[p]) for p in prompts],
+        ),
+        (
+            "truncated",
+            "answers cut off at the length limit",
+            "",
+            [float(not before[p].ended) for p in prompts],
+            [float(not after[p].ended) for p in prompts],
         ),
     ]
     found = [
@@ -77,15 +87,15 @@ def free_text_figures(
         for name, label, unit, old, new in rows
         if old
     ]  # fmt: skip
-    one, two = entropy([before[p] for p in prompts]), entropy([after[p] for p in prompts])
+    one, two = entropy(list(old_text.values())), entropy(list(new_text.values()))
     found.append(
         Figure(
             name="entropy", label="variety of words in free answers", unit="bits", goal="same",
             n=len(prompts), base=one, edited=two, change=two - one,
         )
     )  # fmt: skip
-    silent = [float(not after[p].strip()) for p in prompts]
-    quiet = [float(not before[p].strip()) for p in prompts]
+    silent = [float(not text.strip()) for text in new_text.values()]
+    quiet = [float(not text.strip()) for text in old_text.values()]
     if any(silent) or any(quiet):
         was, now = sum(quiet) / len(quiet), sum(silent) / len(silent)
         found.append(

@@ -14,9 +14,14 @@ from typing import Any
 
 import torch
 
-from surgery.audit.head import BATCH_TOKENS, Head, hidden_at
+from surgery.audit.head import Head, hidden_at
 from surgery.model import Model, by_length, tokenize
 from surgery.model.hooks import first
+
+# Tokens of a batch of texts. The identity control reads one batch again, so it is not to be large.
+_BATCH = 512
+# Rows of logits that are compared at once: 16 of 50,000 are 3 MB.
+_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def owners(texts: Sequence[Passage]) -> torch.Tensor:
 def first_batch(texts: Sequence[Passage]) -> list[int]:
     """The passages that are read together in the first batch. Read alone, they make the same batch,
     so the same weights give the same bits."""
-    return sorted(next(by_length([len(passage.ids) for passage in texts], BATCH_TOKENS)))
+    return sorted(next(by_length([len(passage.ids) for passage in texts], _BATCH)))
 
 
 @torch.no_grad()
@@ -94,7 +99,7 @@ def text_states(
         for line, i in enumerate(index):
             norms[i] = lengths[:, line, : len(wanted[i])].cpu()
 
-    hidden = torch.cat(hidden_at(model, rows, wanted, label=label, during=watch, after=collect))
+    hidden = torch.cat(hidden_at(model, rows, wanted, _BATCH, label, watch, collect))
     if not nll:
         return TextStates(hidden, torch.empty(0), torch.cat(norms, dim=1))
     target, head = _targets(texts, hidden), Head.of(model)
@@ -152,21 +157,28 @@ def _compare(
         for _ in others
     ]
     for piece in base_head.pieces(count):
-        log_p = base_head.logits(base.hidden[piece]).log_softmax(-1)
-        p, best = log_p.exp(), log_p.argmax(-1)
-        token = target[piece, None] if target is not None else None
-        if token is not None:
-            base_nll[piece] = -log_p.gather(-1, token)[:, 0].cpu()
-        for (states, head), gap in zip(others, found, strict=True):
-            log_q = head.logits(states.hidden[piece]).log_softmax(-1)
-            gap.agree[piece] = (log_q.argmax(-1) == best).cpu()
+        ours = base_head.logits(base.hidden[piece])
+        theirs = [head.logits(states.hidden[piece]) for states, head in others]
+        # The products want many rows at once, everything after them few: those stay in the CPU's cache.
+        for begin in range(0, len(ours), _ROWS):
+            few = slice(begin, begin + _ROWS)
+            rows = slice(piece.start + begin, min(piece.start + begin + _ROWS, piece.stop))
+            log_p = ours[few].log_softmax(-1)
+            p, best = log_p.exp(), log_p.argmax(-1)
+            impossible = p == 0
+            token = target[rows, None] if target is not None else None
             if token is not None:
-                gap.nll[piece] = -log_q.gather(-1, token)[:, 0].cpu()
-            terms = p * log_q.neg_().add_(log_p)
-            # 0 log 0 = 0: a token the base rules out costs nothing. NaN otherwise stays NaN.
-            terms.masked_fill_(p == 0, 0.0)
-            # Rounding can leave a sum of a few 1e-8 below zero, which no KL is.
-            gap.kl[piece] = terms.sum(-1).clamp_min_(0).cpu()
+                base_nll[rows] = -log_p.gather(-1, token)[:, 0].cpu()
+            for logits, gap in zip(theirs, found, strict=True):
+                log_q = logits[few].log_softmax(-1)
+                gap.agree[rows] = (log_q.argmax(-1) == best).cpu()
+                if token is not None:
+                    gap.nll[rows] = -log_q.gather(-1, token)[:, 0].cpu()
+                terms = p * log_q.neg_().add_(log_p)
+                # 0 log 0 = 0: a token the base rules out costs nothing. NaN otherwise stays NaN.
+                terms.masked_fill_(impossible, 0.0)
+                # Rounding can leave a sum of a few 1e-8 below zero, which no KL is.
+                gap.kl[rows] = terms.sum(-1).clamp_min_(0).cpu()
     return base_nll, found
 
 

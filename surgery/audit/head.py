@@ -91,6 +91,29 @@ class Head:
 
 
 @torch.no_grad()
+def hidden_of(
+    model: Model, inputs: dict[str, torch.Tensor], during: Callable[[Any], None] | None = None
+) -> torch.Tensor:
+    """Final hidden states (rows, tokens, d) of one batch, with next to no work in the output head.
+
+    `during(attach)` may add hooks for the length of the pass.
+    """
+    kept: list[torch.Tensor] = []
+
+    def keep(_m: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[torch.Tensor], dict[str, Any]]:
+        hidden = argument(args, kwargs)
+        kept.append(hidden)
+        return (hidden[:1, :1],), {}
+
+    with hooks() as attach:
+        attach.pre(model.head, keep)
+        if during is not None:
+            during(attach)
+        model.hf(**inputs, use_cache=False)
+    return kept[0]
+
+
+@torch.no_grad()
 def hidden_at(
     model: Model,
     rows: Sequence[Sequence[int]],
@@ -110,22 +133,9 @@ def hidden_at(
     with meter(label, len(rows)) as progress:
         for index in by_length([len(row) for row in rows], batch_tokens):
             batch = pad([rows[i] for i in index], model)
-            kept: list[torch.Tensor] = []
-
-            def keep(
-                _m: nn.Module, args: Any, kwargs: Any, kept: list[torch.Tensor] = kept
-            ) -> tuple[tuple[torch.Tensor], dict[str, Any]]:
-                hidden = argument(args, kwargs)
-                kept.append(hidden)
-                return (hidden[:1, :1],), {}
-
-            with hooks() as attach:
-                attach.pre(model.head, keep)
-                if during is not None:
-                    during(attach)
-                model.hf(**batch.inputs(), use_cache=False)
+            hidden = hidden_of(model, batch.inputs(), during)
             for line, i in enumerate(index):
-                found[i] = kept[0][line, list(wanted[i])].clone()
+                found[i] = hidden[line, list(wanted[i])].clone()
             if after is not None:
                 after(index, batch.mask)
             progress.advance(len(index))

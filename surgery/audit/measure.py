@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from surgery.audit import facts as fact_metrics
-from surgery.audit.cache import BaseCache
+from surgery.audit.cache import SideCache
 from surgery.audit.general import Passage, TextStates, passages, text_states
 from surgery.audit.head import Head
 from surgery.audit.report import FactRecord
 from surgery.audit.score import AnswerScore
 from surgery.audit.suite import Suite
 from surgery.audit.tasks import Outcome, Task, read_task, run_tasks
-from surgery.model import Model, chat, generate
+from surgery.model import Model, Said, chat, say
 
-ANSWER_TOKENS = 40
+# Facts that are asked about before what came of it is written down.
+_FACTS_AT_ONCE = 16
 
 
 @dataclass
@@ -45,17 +46,25 @@ class Plan:
     def all_facts(self) -> list[FactRecord]:
         return [*self.facts, *self.earlier]
 
+    def chats(self) -> dict[int, list[str]]:
+        """What is asked as a chat, by how long answers may be: those of one length are given together."""
+        found = {self.suite.answer_tokens: [prompt for _, prompt in self.answers]}
+        for task in self.tasks:
+            if task.part.kind == "requests":
+                found.setdefault(task.part.tokens, []).extend(item.prompt for item in task.items)
+        return {tokens: prompts for tokens, prompts in found.items() if prompts}
+
 
 @dataclass
 class Measured:
-    """What one side gave."""
+    """What one side gave. said: ten tokens after prompts of facts; answers: to what is asked as a chat."""
 
     states: TextStates
     head: Head
     tasks: dict[str, list[Outcome]] = field(default_factory=dict)
     facts: fact_metrics.Scores = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
-    answers: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, Said] = field(default_factory=dict)
     cached_states: bool = False
 
 
@@ -63,85 +72,100 @@ def measure(
     model: Model,
     plan: Plan,
     name: str,
-    tasks: bool | Sequence[str] = True,
+    store: SideCache,
+    tasks: bool | Iterable[str] = True,
     speak: bool = True,
     head: Head | None = None,
-    nll: bool = True,
 ) -> Measured:
-    """Everything of the plan on one model. tasks: all, none, or those of these names. nll: of the
-    texts, for those who do not go on to `divergences`."""
-    states = text_states(model, plan.texts, f"{name}: texts", nll=nll)
-    found = Measured(states, head or Head.of(model))
-    if plan.all_facts:
-        found.facts = fact_metrics.score(model, plan.all_facts, f"{name}: facts")
-    if tasks:
-        # Controls are not asked to talk: that is slow, and no figure of theirs needs it.
-        chosen = [t for t in plan.tasks if tasks is True or t.name in tasks]
-        chosen = [t for t in chosen if speak or t.part.kind != "requests"]
-        found.tasks = run_tasks(model, chosen, f"{name}: tasks")
+    """Everything of the plan on the model as it is now, or what of it is in the store.
+
+    tasks: all, none, or those of these names. speak: answer freely too; controls are not asked to, that
+    is slow and no figure of theirs needs it. Every side comes through here, so that the same weights
+    are asked in the same batches and give the same bits.
+    """
+    states, hit = _texts(model, plan, name, store)
+    found = Measured(states, head or Head.of(model), cached_states=hit)
+    found.facts = score_facts(model, plan.all_facts, store, f"{name}: facts")
     if speak:
-        found.said = fact_metrics.speak(model, plan.speak, f"{name}: speaking")
-        found.answers = converse(model, [prompt for _, prompt in plan.answers], name)
+        found.said = speak_after(model, plan.speak, store, f"{name}: speaking")
+        for tokens, prompts in plan.chats().items():
+            found.answers |= converse(model, prompts, tokens, store, f"{name}: answering")
+    wanted = set(tasks) if not isinstance(tasks, bool) else None
+    for task in plan.tasks:
+        if tasks is False or (wanted is not None and task.name not in wanted):
+            continue
+        if not speak and task.part.kind == "requests":
+            continue
+        # Task by task, so that a suite that adds one does not pay for the others again.
+        key = [
+            task.part.model_dump(),
+            [[i.prompt, list(i.choices), i.gold, i.ending] for i in task.items],
+        ]
+
+        def outcomes(task: Task = task) -> dict[str, list[Any]]:
+            made = run_tasks(model, [task], f"{name}: {task.name}", found.answers)
+            return {name: [o.plain() for o in outcomes] for name, outcomes in made.items()}
+
+        stored = store.json(f"task-{task.name}", key, outcomes)
+        found.tasks |= {name: [Outcome(*o) for o in outcomes] for name, outcomes in stored.items()}
     return found
 
 
-def measure_base(model: Model, plan: Plan, cache: BaseCache, head: Head) -> Measured:
-    """The base's side, out of the cache where it has been measured before."""
-    rows = [list(passage.ids) for passage in plan.texts]
-    tensors, hit = cache.tensors(
-        "texts", rows, lambda: text_states(model, plan.texts, "base: texts").tensors(), model.device
+def _texts(model: Model, plan: Plan, name: str, store: SideCache) -> tuple[TextStates, bool]:
+    # The logits are made where sides are compared, so no NLL here.
+    tensors, hit = store.tensors(
+        "texts",
+        [list(passage.ids) for passage in plan.texts],
+        lambda: text_states(model, plan.texts, f"{name}: texts", nll=False).tensors(),
+        model.device,
     )
     states = TextStates(tensors["hidden"], tensors["nll"].cpu(), tensors["norms"].cpu())
-    found = Measured(states, head, cached_states=hit)
-    asked = fact_metrics.pairs(plan.all_facts)
-    scores = cache.json("facts", asked, lambda: _plain(model, plan.all_facts))
-    found.facts = {pair: AnswerScore(*score) for pair, score in zip(asked, scores, strict=True)}
-    # Task by task, so that a suite that adds one does not pay for the others again.
-    for task in plan.tasks:
-        key = [task.part.model_dump(), [[i.prompt, list(i.choices), i.gold] for i in task.items]]
-        stored = cache.json(f"task-{task.name}", key, lambda task=task: _outcomes(model, task))
-        found.tasks |= {name: [Outcome(*o) for o in outcomes] for name, outcomes in stored.items()}
-    found.said = say_base(model, plan.speak, cache)
-    prompts = [prompt for _, prompt in plan.answers]
-    found.answers = cache.json("answers", prompts, lambda: converse(model, prompts, "base"))
+    return states, hit
+
+
+def texts_again(model: Model, plan: Plan, store: SideCache) -> TextStates:
+    """The base's texts read afresh, after the cache proved to be of another machine."""
+    store.forget("texts", [list(passage.ids) for passage in plan.texts])
+    return _texts(model, plan, "base", store)[0]
+
+
+def score_facts(
+    model: Model, records: Sequence[FactRecord], store: SideCache, label: str
+) -> fact_metrics.Scores:
+    """Scores of every (prompt, answer) that the questions need."""
+    found: fact_metrics.Scores = {}
+    for begin in range(0, len(records), _FACTS_AT_ONCE):
+        some = records[begin : begin + _FACTS_AT_ONCE]
+        asked = fact_metrics.pairs(some)
+
+        def scored(some: Sequence[FactRecord] = some) -> list[list[Any]]:
+            scores = fact_metrics.score(model, some, label)
+            return [[s.mean_logprob, s.total, s.greedy, s.tokens] for s in scores.values()]
+
+        plain = store.json("facts", asked, scored)
+        found |= {pair: AnswerScore(*score) for pair, score in zip(asked, plain, strict=True)}
     return found
 
 
-def base_again(model: Model, plan: Plan, cache: BaseCache) -> TextStates:
-    """The base's texts read afresh, after the cache proved to be of another machine."""
-    rows = [list(passage.ids) for passage in plan.texts]
-    cache.forget("texts", rows)
-    tensors, _ = cache.tensors(
-        "texts", rows, lambda: text_states(model, plan.texts, "base: texts").tensors(), model.device
-    )
-    return TextStates(tensors["hidden"], tensors["nll"], tensors["norms"])
+def speak_after(
+    model: Model, prompts: Sequence[str], store: SideCache, label: str = "base: speaking"
+) -> dict[str, str]:
+    """Ten greedy tokens after each prompt, remembered one by one."""
+
+    def said(some: list[str]) -> list[str]:
+        return list(fact_metrics.speak(model, some, label).values())
+
+    return store.one_by_one("said", prompts, said)
 
 
-def say_base(model: Model, prompts: Sequence[str], cache: BaseCache) -> dict[str, str]:
-    """Ten greedy tokens of the base after each prompt, remembered one by one."""
-    known = {p: cache.json("said", p, lambda: None) for p in prompts} if cache.use else {}
-    missing = [p for p in dict.fromkeys(prompts) if known.get(p) is None]
-    said = fact_metrics.speak(model, missing, "base: speaking")
-    for prompt, text in said.items():
-        cache.forget("said", prompt)
-        cache.json("said", prompt, lambda text=text: text)
-    return {**known, **said}
+def converse(
+    model: Model, prompts: Sequence[str], tokens: int, store: SideCache, label: str
+) -> dict[str, Said]:
+    """Answers to prompts asked as a chat, greedy."""
 
+    def said(some: list[str]) -> list[list[Any]]:
+        found = say(model, [chat(model, prompt) for prompt in some], tokens, label=label)
+        return [[one.text.strip(), one.ended] for one in found]
 
-def converse(model: Model, prompts: Sequence[str], name: str) -> dict[str, str]:
-    """Answers to prompts as a chat, greedy."""
-    if not prompts:
-        return {}
-    framed = [chat(model, prompt) for prompt in prompts]
-    said = generate(model, framed, ANSWER_TOKENS, label=f"{name}: answering")
-    return {p: text.strip() for p, text in zip(prompts, said, strict=True)}
-
-
-def _plain(model: Model, facts: list[FactRecord]) -> list[list[Any]]:
-    scores = fact_metrics.score(model, facts, "base: facts") if facts else {}
-    return [[s.mean_logprob, s.total, s.greedy, s.tokens] for s in scores.values()]
-
-
-def _outcomes(model: Model, task: Task) -> dict[str, list[list[Any]]]:
-    found = run_tasks(model, [task], f"base: {task.name}")
-    return {name: [o.plain() for o in outcomes] for name, outcomes in found.items()}
+    found = store.one_by_one("answer", prompts, said, again=tokens)
+    return {prompt: Said(*answer) for prompt, answer in found.items()}

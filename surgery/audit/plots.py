@@ -58,7 +58,7 @@ def shares(report: Report, names: Sequence[str]) -> str:
                 f'{_line(x, y - 8, x, y + 8, "sham")}</g>'
             )  # fmt: skip
         body.append(_mark(after, y, "after", f"after: {figure.edited:.1%}"))
-        body.append(_text(WIDTH, y + 4, f"{figure.edited:.0%}", "value", "end"))
+        body.append(_text(WIDTH, y + 4, f"{100 * figure.edited:.0f} %", "value", "end"))
     return _svg(height, body, "shares before and after the edit")
 
 
@@ -182,5 +182,5 @@ def weight_bars(report: Report, most: int = 14) -> str:
             f'<rect x="{left}" y="{y}" width="{max((right - left) * size / top, 1):.1f}" '
             f'height="13" rx="1.5" class="bar-after"/></g>'
         )  # fmt: skip
-        body.append(_text(WIDTH, y + 11, f"{size:.2%}", "value", "end"))
+        body.append(_text(WIDTH, y + 11, f"{100 * size:.2f} %", "value", "end"))
     return _svg(6 + step * len(changes), body, "relative change of each tensor")

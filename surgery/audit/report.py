@@ -223,7 +223,7 @@ class Report(Record):
         """What fits into `surgery.json` and a model card."""
         return {
             "suite": self.suite,
-            "decision": self.verdict.decision,
+            "verdict": self.verdict.decision,
             "reason": self.verdict.reason,
             "created": self.created,
             "figures": {f.name: {"base": f.base, "edited": f.edited, "sham": f.sham}

@@ -6,14 +6,23 @@ import contextlib
 import datetime
 import time
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from surgery.audit import facts as fact_metrics
-from surgery.audit.cache import BaseCache
+from surgery.audit.about import (
+    answers,
+    contrast,
+    facts_before,
+    facts_of,
+    left_out_note,
+    spec_of,
+    to_speak,
+)
+from surgery.audit.asked import declared
+from surgery.audit.cache import SideCache, Unfinished
 from surgery.audit.controls import sham as make_sham
 from surgery.audit.environment import environment
 from surgery.audit.figures import layer_ratios, task_figures, text_figures, text_kinds
@@ -26,9 +35,16 @@ from surgery.audit.general import (
     text_states,
 )
 from surgery.audit.head import Head
-from surgery.audit.measure import Measured, Plan, base_again, measure, measure_base, say_base
+from surgery.audit.measure import (
+    Measured,
+    Plan,
+    measure,
+    score_facts,
+    speak_after,
+    texts_again,
+)
 from surgery.audit.reload import reloaded
-from surgery.audit.report import Answer, FactRecord, Figure, Report, Verdict
+from surgery.audit.report import FactRecord, Figure, Report, Verdict
 from surgery.audit.sides import Edited, Sides
 from surgery.audit.suite import Suite
 from surgery.audit.tasks import compare
@@ -36,8 +52,7 @@ from surgery.audit.verdict import check_limits, decide
 from surgery.audit.weights import weight_changes
 from surgery.errors import SurgeryError
 from surgery.model import Model
-from surgery.spec import EditSpec, read_prompts
-from surgery.stack import Lineage
+from surgery.spec import EditSpec
 
 
 def audit(
@@ -56,7 +71,8 @@ def audit(
     base: a checkpoint folder or a loaded model. edited: an edited folder, a delta or its file, or
     several deltas in order. spec: where the facts to ask about and the limits come from; default the
     spec inside the deltas. model: the base, if it is loaded already. prompts: more prompts to answer
-    before and after. limits: override the spec's and the suite's. cache: keep the base's side.
+    before and after. limits: override the spec's and the suite's. cache: keep the base's side, and
+    until the report is made everything else, so that an audit which was killed goes on where it was.
 
     Raises:
         SurgeryError: base and edited cannot be compared, no such suite, an unknown limit.
@@ -70,15 +86,17 @@ def audit(
     with clock("loading"):
         sides = Sides.of(base, edited, model, force)
         plan = Plan.of(suite, sides.model)
-        store = BaseCache(sides.model, cache)
-    run = _Run(sides, plan, store, clock)
+        store = SideCache(sides.model, cache)
+    unfinished = Unfinished(cache)
+    run = _Run(sides, plan, store, unfinished, clock)
     run.ask_what(spec, prompts or [])
     report = run.measure(chosen)
-    report.spec = spec.compact() if spec else _spec_of(sides)
+    report.spec = spec.compact() if spec else spec_of(sides)
     report.suite, report.suite_id = suite.name, suite.id
     report.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     report.environment = environment(sides.model)
     report.seconds = {**clock.seconds, "total": round(time.perf_counter() - started, 2)}
+    unfinished.clear()
     return report
 
 
@@ -99,36 +117,32 @@ class _Clock:
 
 
 class _Run:
-    def __init__(self, sides: Sides, plan: Plan, store: BaseCache, clock: _Clock) -> None:
+    """store: of the base. unfinished: of everything else."""
+
+    def __init__(
+        self, sides: Sides, plan: Plan, store: SideCache, unfinished: Unfinished, clock: _Clock
+    ) -> None:
         self.sides, self.plan, self.store, self.clock = sides, plan, store, clock
+        self.unfinished = unfinished
 
     # ------------------------------------------------------------------ what to ask
     def ask_what(self, spec: EditSpec | None, prompts: Sequence[str]) -> None:
         """Facts of the edit and of earlier ones, prompts to speak after, prompts to answer."""
         plan, sides, part = self.plan, self.sides, self.plan.suite.edit
-        if spec is not None:
-            facts = fact_metrics.facts_of_spec(spec)
-        else:
-            deltas = sides.deltas
-            if not deltas and sides.edited_side.path and sides.other is not None:
-                deltas = Lineage.of(sides.other.checkpoint).deltas
-            facts = [fact for delta in deltas for fact in fact_metrics.facts_of_delta(delta)]
-        before = [*Lineage.of(sides.model.checkpoint).deltas, *sides.model.edits]
-        earlier = [fact for delta in before for fact in fact_metrics.facts_of_delta(delta)]
         with self.clock("base"):
-            plan.facts = self._records(facts[: part.facts], part.neighbours)
-            plan.earlier = self._records(earlier[: part.facts], 0)
+            plan.facts = self._records(facts_of(spec, sides)[: part.facts], part.neighbours)
+            plan.earlier = self._records(facts_before(sides)[: part.facts], 0)
         for record in plan.earlier:
             record.earlier = True
-        plan.speak = _to_speak(plan.facts, part.generations)
+        plan.speak = to_speak(plan.facts, part.generations)
         plan.answers = [("asked", prompt) for prompt in prompts]
-        plan.answers += _contrast(spec, sides)
+        plan.answers += contrast(spec, sides)
         plan.answers += [("general", prompt) for prompt in plan.suite.answers]
 
     def _records(self, facts: list[Any], neighbours: int) -> list[FactRecord]:
         return fact_metrics.records(
             facts,
-            lambda prompts: say_base(self.sides.model, prompts, self.store),
+            lambda prompts: speak_after(self.sides.model, prompts, self.store),
             neighbours,
             self.plan.suite.edit.plus,
         )
@@ -137,17 +151,17 @@ class _Run:
     def measure(self, limits: dict[str, float]) -> Report:
         sides, plan, clock = self.sides, self.plan, self.clock
         with clock("weights"):
-            declared = set(sides.change) - sides.undeclared
-            weights = weight_changes(sides.model.checkpoint, sides.change, declared)
+            meant = set(sides.change) - sides.undeclared
+            weights = weight_changes(sides.model.checkpoint, sides.change, meant)
         with clock("base"):
-            base = measure_base(sides.model, plan, self.store, sides.head())
+            base = measure(sides.model, plan, "base", self.store, head=sides.head())
         controls: dict[str, Any] = {}
         if plan.suite.controls.identity:
             with clock("identity"):
                 controls["identity"] = self._identity(base)
         with clock("edited"), sides.edited() as model:
             head = Head.of(model, copy=sides.base_head is not None)
-            edited = measure(model, plan, "edited", head=head, nll=False)
+            edited = measure(model, plan, "edited", self.unfinished.of(model), head=head)
         shams = self._shams(controls)
         sham = shams[0] if shams else None
 
@@ -162,7 +176,9 @@ class _Run:
         with clock("comparing"):
             sides_read = [(side.states, side.head) for side in (edited, *shams)]
             base_nll, gaps = divergences(plan.texts, base.states, base.head, sides_read)
-            tasks = compare(plan.tasks, base.tasks, edited.tasks, sham.tasks if sham else None)
+            left_out = declared(plan.tasks, plan.facts)
+            sham_tasks = sham.tasks if sham else None
+            tasks = compare(plan.tasks, base.tasks, edited.tasks, sham_tasks, left_out)
             figures = fact_metrics.figures(plan.facts)
             figures += _earlier(plan.earlier)
             ratios = [norm_ratios(base.states, side.states) for side in (edited, *shams)]
@@ -186,9 +202,9 @@ class _Run:
             texts=text_kinds(plan.texts, base_nll, gaps),
             layers=layer_ratios(ratios),
             weights=weights,
-            answers=_answers(plan, base, edited),
+            answers=answers(plan, base, edited),
             controls=controls,
-            notes=sides.notes,
+            notes=[*sides.notes, *left_out_note(left_out), *plan.suite.notes()],
         )  # fmt: skip
         report.verdict = decide(report, limits)
         return report
@@ -204,7 +220,7 @@ class _Run:
         again = text_states(model, [plan.texts[i] for i in chosen], "identity", nll=False)
         before = base.states.of(plan.texts, chosen)
         if base.cached_states and not torch.equal(again.hidden, before.hidden):
-            base.states = base_again(model, plan, self.store)
+            base.states = texts_again(model, plan, self.store)
             before = base.states.of(plan.texts, chosen)
         texts = [plan.texts[i] for i in chosen]
         _, [gap] = divergences(texts, before, base.head, [(again, base.head)])
@@ -217,18 +233,17 @@ class _Run:
 
     def _free_text(self, base: Measured, edited: Measured) -> list[Figure]:
         """Answers that the edit is not about: general prompts and requests."""
-        asked = {prompt for kind, prompt in self.plan.answers if kind == "general"}
-        said = [{p: t for p, t in side.answers.items() if p in asked} for side in (base, edited)]
+        wanted = [prompt for kind, prompt in self.plan.answers if kind == "general"]
         for task in self.plan.tasks:
             if task.part.kind == "requests":
-                for side, texts in zip((base, edited), said, strict=True):
-                    outcomes = zip(task.items, side.tasks[task.name], strict=True)
-                    texts.update({item.prompt: outcome.answer for item, outcome in outcomes})
-        before, after = said
+                wanted += [item.prompt for item in task.items]
+        before = {prompt: base.answers[prompt] for prompt in wanted}
+        after = {prompt: edited.answers[prompt] for prompt in wanted}
+        old = {prompt: said.text for prompt, said in before.items()}
         model = self.sides.model
-        known = self.store.json("surprise", before, lambda: surprise(model, before))
+        known = self.store.json("surprise", old, lambda: surprise(model, old))
         # What did not change need not be read again.
-        changed = {p: text for p, text in after.items() if text != before.get(p)}
+        changed = {p: said.text for p, said in after.items() if said.text != old[p]}
         return free_text_figures(before, after, known, {**known, **surprise(model, changed)})
 
     def _reloads(self, base: Measured) -> dict[str, Any]:
@@ -247,8 +262,10 @@ class _Run:
         for how in plan.suite.controls.reload:
             found[how] = self.store.json(f"reload-{how}", rows, lambda how=how: band(how))
             if plan.facts:
-                with self.sides.edited() as model, reloaded(model, how):
-                    scores = fact_metrics.score(model, plan.facts, f"{how} reload: facts")
+                with self.sides.edited() as model:
+                    kept = self.unfinished.of(model).part(how)
+                    with reloaded(model, how):
+                        scores = score_facts(model, plan.facts, kept, f"{how} reload: facts")
                 copies = [record.model_copy(deep=True) for record in plan.facts]
                 fact_metrics.fill(copies, "edited", scores)
                 found[how] |= {
@@ -274,8 +291,8 @@ class _Run:
             with self.clock("sham"), sides.with_delta(control) as model:
                 head = Head.of(model, copy=sides.base_head is not None)
                 tasks = part.sham_tasks if not found else False
-                side = measure(model, plan, "sham", tasks, speak=False, head=head, nll=False)
-                found.append(side)
+                kept = self.unfinished.of(model)
+                found.append(measure(model, plan, "sham", kept, tasks, speak=False, head=head))
         controls["sham"] = {
             "seeds": list(seeds),
             "tensors": len(whole.tensors),
@@ -284,57 +301,8 @@ class _Run:
         return found
 
 
-def _to_speak(facts: Sequence[FactRecord], most: int) -> list[str]:
-    """Prompts that are answered freely: every fact's own first, then paraphrases and neighbours by
-    turns, a first one of every fact before a second one of any."""
-
-    def prompts(kind: str) -> list[str]:
-        of_fact = [[q.prompt for q in r.questions if q.kind == kind] for r in facts]
-        return [p for turn in zip_longest(*of_fact) for p in turn if p is not None]
-
-    others = zip_longest(prompts("paraphrase"), prompts("neighbour"))
-    found = [*prompts("direct"), *(p for pair in others for p in pair if p is not None)]
-    return list(dict.fromkeys(found))[:most]
-
-
-def _contrast(spec: EditSpec | None, sides: Sides) -> list[tuple[str, str]]:
-    """A few prompts of the contrast sets of a direction edit."""
-    contents = [edit.model_dump() for edit in spec.edits] if spec else []
-    if spec is None:
-        for delta in sides.deltas:
-            contents += (delta.metadata.get("spec") or {}).get("edits", [])
-    found: list[tuple[str, str]] = []
-    for content in contents:
-        for name, most in (("positive", 3), ("negative", 1)):
-            source = content.get(name)
-            if source:
-                with contextlib.suppress(SurgeryError):
-                    found += [(name, prompt) for prompt in read_prompts(source)[:most]]
-    return list(dict.fromkeys(found))[:8]
-
-
 def _earlier(records: Sequence[FactRecord]) -> list[Any]:
     found = [f for f in fact_metrics.figures(records) if f.name == "success"]
     for figure in found:
         figure.name, figure.label, figure.goal = "earlier_edits", "earlier edits still hold", "same"
     return found
-
-
-def _answers(plan: Plan, base: Measured, edited: Measured) -> list[Answer]:
-    found = [
-        Answer(kind=q.kind, prompt=q.prompt, before=q.said_before, after=q.said_after or "")
-        for record in plan.facts
-        for q in record.questions
-        if q.said_before is not None
-    ]
-    found += [
-        Answer(kind=kind, prompt=p, before=base.answers.get(p, ""), after=edited.answers.get(p, ""))
-        for kind, p in plan.answers
-    ]
-    return found
-
-
-def _spec_of(sides: Sides) -> dict[str, Any] | None:
-    specs = [delta.metadata.get("spec") for delta in sides.deltas]
-    known = [spec for spec in specs if isinstance(spec, dict)]
-    return known[0] if len(known) == 1 else None

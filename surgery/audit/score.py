@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from surgery.audit.forest import fits, hidden_in_rows
 from surgery.audit.head import Head, hidden_at
 from surgery.facts.rows import joined
 from surgery.model import Model, tokenize
@@ -78,33 +80,22 @@ def score_ids(
 ) -> list[AnswerScore]:
     """Score answers given as token ids.
 
-    The last token of an answer is only predicted, never read, and attention looks back only: a row
-    that is the beginning of another one needs no pass of its own. So all one-token answers to a
-    prompt cost one row together.
+    The last token of an answer is only predicted, never read, and what several rows begin with is read
+    once: all one-token answers to a prompt cost the prompt.
     """
     if not pairs:
         return []
-    inputs = [tuple(prompt + answer[:-1]) for prompt, answer in pairs]
-    cover = _covering(inputs)
-    rows = sorted(set(cover.values()))
-    number = {row: index for index, row in enumerate(rows)}
-    wanted: list[dict[int, int]] = [{} for _ in rows]  # position -> place among the kept ones
-    places: list[tuple[int, list[int]]] = []
-    for (prompt, answer), given in zip(pairs, inputs, strict=True):
-        line = number[cover[given]]
-        span = range(len(prompt) - 1, len(prompt) - 1 + len(answer))
-        places.append((line, [wanted[line].setdefault(p, len(wanted[line])) for p in span]))
-    hidden = hidden_at(model, rows, [list(w) for w in wanted], label=label)
-
-    offsets = [0]
-    for part in hidden:
-        offsets.append(offsets[-1] + len(part))
-    position: list[int] = []
-    target: list[int] = []
-    for (_, answer), (line, kept) in zip(pairs, places, strict=True):
-        position += [offsets[line] + place for place in kept]
-        target += answer
-    logprob, best = _read(Head.of(model), torch.cat(hidden), position, target)
+    rows = [tuple(prompt + answer[:-1]) for prompt, answer in pairs]
+    spans = [range(len(p) - 1, len(p) - 1 + len(a)) for p, a in pairs]
+    if fits(model, rows):
+        hidden, places = hidden_in_rows(model, rows, spans, label)
+    else:
+        hidden = torch.cat(hidden_at(model, rows, spans, label=label))
+        count = itertools.count()
+        places = [[next(count) for _ in span] for span in spans]
+    position = [place for row in places for place in row]
+    target = [token for _, answer in pairs for token in answer]
+    logprob, best = _read(Head.of(model), hidden, position, target)
     scores: list[AnswerScore] = []
     begin = 0
     for _, answer in pairs:
@@ -134,15 +125,3 @@ def _read(
         logprob[mine] = logits[local, token[mine]] - normal[local]
         best[mine] = top[local] == token[mine]
     return logprob.cpu(), best.cpu()
-
-
-def _covering(inputs: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """For each input the longest input that begins with it."""
-    cover: dict[tuple[int, ...], tuple[int, ...]] = {}
-    following: tuple[int, ...] | None = None
-    # In reverse lexical order whatever begins with a row comes just before it.
-    for row in sorted(set(inputs), reverse=True):
-        if following is None or following[: len(row)] != row:
-            following = row
-        cover[row] = following
-    return cover

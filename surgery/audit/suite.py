@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from surgery import resources
+from surgery.audit.files import locate, read_rows
+from surgery.audit.formats import Format, converted, wikitext
 from surgery.errors import SurgeryError
 
-TaskKind = Literal["facts", "choice", "cloze", "pairs", "requests", "harness"]
+TaskKind = Literal["facts", "choice", "cloze", "pairs", "schema", "requests", "harness"]
 
 
 class SuitePart(BaseModel):
@@ -23,18 +26,23 @@ class SuitePart(BaseModel):
 
 
 class TextPart(SuitePart):
-    """Passages of one kind of text. file: .txt with blank lines between passages, or .jsonl with a
-    `text` field; a path, or the name of a file that ships with the project."""
+    """Passages of one kind of text. file: .txt with blank lines between passages, or .jsonl, .json or
+    .csv with a `text` field (or another one, `field`); see `Suite.file` for where it may lie."""
 
     kind: str
     file: str
     passages: int | None = Field(default=None, ge=1, description="how many; all by default")
     tokens: int = Field(default=128, ge=2, description="longest passage in tokens")
     field: str = "text"
+    format: Literal["wikitext"] | Format | None = None
 
 
 class TaskPart(SuitePart):
-    """A task and how much of it. items are taken evenly over `group`, the same ones every time."""
+    """A task and how much of it. items are taken evenly over `group`, the same ones every time.
+
+    format: a published one, see `formats`. fields: our name -> the file's name. where: only rows whose
+    fields have these values.
+    """
 
     name: str
     kind: TaskKind
@@ -43,7 +51,9 @@ class TaskPart(SuitePart):
     items: int | None = Field(default=None, ge=1, description="how many; all by default")
     group: str | None = Field(default=None, description="the field items are grouped by")
     chance: float | None = Field(default=None, ge=0, le=1)
+    format: Format | None = None
     fields: dict[str, str] = Field(default_factory=dict, description="our name -> the file's name")
+    where: dict[str, str] = Field(default_factory=dict)
     tokens: int = Field(default=32, ge=1, description="how long free answers may be")
     normalize: Literal["none", "characters", "tokens"] = "none"
     options: dict[str, Any] = Field(default_factory=dict)
@@ -70,7 +80,12 @@ class Controls(SuitePart):
 
 
 class Suite(SuitePart):
-    """What an audit measures."""
+    """What an audit measures.
+
+    optional: parts whose file is nowhere to be found are left out, and the report says so; otherwise
+    that is an error. folder: of the suite file. data: where else its files may lie. absent: files of
+    the parts that were left out.
+    """
 
     version: Literal[1] = 1
     name: str
@@ -79,15 +94,24 @@ class Suite(SuitePart):
     edit: EditPart = Field(default_factory=EditPart)
     controls: Controls = Field(default_factory=Controls)
     answers: list[str] = Field(default_factory=list, description="general prompts, shown only")
+    answer_tokens: int = Field(default=40, ge=1, description="how long answers to prompts may be")
     limits: dict[str, float] = Field(default_factory=dict)
+    optional: bool = False
     folder: str = Field(default="", exclude=True)
+    data: tuple[str, ...] = Field(default=(), exclude=True, strict=False)
+    absent: tuple[str, ...] = Field(default=(), exclude=True, strict=False)
 
     @classmethod
-    def load(cls, name: str | Path) -> Suite:
+    def load(
+        cls, name: str | Path, data: Sequence[str | Path] = (), items: int | None = None
+    ) -> Suite:
         """A suite by name ("quick") or by path.
 
+        data: folders its files may lie in. items: at most so many of every task, and passages of every
+        kind of text.
+
         Raises:
-            SurgeryError: none of that name, or a mistake in it.
+            SurgeryError: none of that name, a mistake in it, no such folder, or a file that is missing.
         """
         path = Path(name)
         if path.suffix not in (".yaml", ".yml", ".json"):
@@ -112,7 +136,56 @@ class Suite(SuitePart):
             problem = error.errors()[0]
             place = ".".join(str(part) for part in problem["loc"])
             raise SurgeryError(f"{path}: {place}: {problem['msg']}") from None
-        return suite.model_copy(update={"folder": str(path.resolve().parent)})
+        for folder in data:
+            if not Path(folder).is_dir():
+                raise SurgeryError(f"no folder {folder}")
+        places = {"folder": str(path.resolve().parent), "data": tuple(str(d) for d in data)}
+        return suite.model_copy(update=places)._at_most(items)._present()
+
+    def _at_most(self, items: int | None) -> Suite:
+        if items is None:
+            return self
+        if items < 1:
+            raise SurgeryError(f"{items} items of a task: at least one has to be asked")
+        texts = [
+            part.model_copy(update={"passages": min(items, part.passages or items)})
+            for part in self.texts
+        ]
+        tasks = [
+            part.model_copy(update={"items": min(items, part.items or items)})
+            for part in self.tasks
+        ]
+        return self.model_copy(update={"texts": texts, "tasks": tasks})
+
+    def _present(self) -> Suite:
+        """Without the parts whose file is not there, if the suite allows that."""
+        if not self.optional:
+            return self
+        named = {part.file for part in (*self.texts, *self.tasks) if part.file is not None}
+        absent = {name for name in named if locate(name, self._folders) is None}
+        shipped = {name for name in named if name.startswith("benchmarks/")}
+        if absent and absent == named - shipped:
+            raise SurgeryError(
+                f"suite {self.name} is about data of your own: say where it lies with --data DIR "
+                f"(it looks for {', '.join(sorted(absent)[:3])}, ...)"
+            )
+        return self.model_copy(
+            update={
+                "texts": [part for part in self.texts if part.file not in absent],
+                "tasks": [part for part in self.tasks if part.file not in absent],
+                "absent": tuple(sorted(absent)),
+            }
+        )
+
+    def notes(self) -> list[str]:
+        """What the report must say about the suite."""
+        if not self.absent:
+            return []
+        return [f"not measured, because there is no such file: {', '.join(self.absent)}"]
+
+    @property
+    def _folders(self) -> list[Path]:
+        return [*map(Path, self.data), Path(self.folder)]
 
     @cached_property
     def id(self) -> str:
@@ -124,27 +197,25 @@ class Suite(SuitePart):
         return digest.hexdigest()
 
     def file(self, name: str) -> Path:
-        """A file the suite names: beside the suite, else among those that ship with the project."""
-        given = Path(name).expanduser()
-        for path in (given, Path(self.folder) / given) if not given.is_absolute() else (given,):
-            if path.is_file():
-                return path
-        try:
-            return resources.path(*given.parts)
-        except SurgeryError:
-            raise SurgeryError(
-                f"suite {self.name} names {name}, which is nowhere to be found"
-            ) from None
+        """A file the suite names: in the data folders (by its whole name or the last part of it), beside
+        the suite, or among those that ship with the project; `hf://datasets/...` is of the hub."""
+        found = locate(name, self._folders)
+        if found is None:
+            raise SurgeryError(f"suite {self.name} names {name}, which is nowhere to be found")
+        return found
 
     def texts_of(self, part: TextPart) -> list[str]:
         """The passages of a part, those the suite takes."""
         path = self.file(part.file)
-        content = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-            texts = [str(row[part.field]) for row in rows if row.get(part.field)]
+        if path.suffix in (".jsonl", ".json", ".csv"):
+            rows = [converted(row, part.format, {}) for row in read_rows(path)]
+            texts = [str(row[part.field]).strip() for row in rows if row.get(part.field)]
         else:
-            texts = [block.strip() for block in content.split("\n\n") if block.strip()]
+            content = path.read_text(encoding="utf-8-sig")
+            blocks = wikitext(content) if part.format == "wikitext" else content.split("\n\n")
+            texts = [block.strip() for block in blocks if block.strip()]
+        if not texts:
+            raise SurgeryError(f"{path} holds no text for the suite {self.name}")
         return spread(texts, part.passages)
 
 

@@ -9,7 +9,7 @@ from surgery.audit.report import Answer, Figure, Report
 _SHARES = {
     "success", "success_greedy", "success_said", "paraphrase", "paraphrase_greedy",
     "paraphrase_said", "neighborhood", "neighborhood_greedy", "neighborhood_said",
-    "neighborhood_plus", "earlier_edits", "top1_agreement",
+    "neighborhood_plus", "earlier_edits", "top1_agreement", "repetition", "truncated", "silence",
 }  # fmt: skip
 _WORDS = {"accept": "ACCEPTED", "warn": "WARNING", "reject": "REJECTED"}
 
@@ -46,7 +46,7 @@ def row(figure: Figure) -> tuple[str, str, str, str, str]:
         show = "{:.4f}"
 
     def text(value: float | None) -> str:
-        return "-" if value is None else show.format(value).replace("%", " %")
+        return "-" if value is None else show.format(value + 0.0).replace("%", " %")
 
     # Against a sham, damage means something; success does not.
     damage = figure.goal == "same" or figure.name.startswith("kl_")

@@ -11,7 +11,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from surgery.audit.report import Report, TaskResult, TensorChange, Verdict
+from surgery.audit.causes import (
+    Finding,
+    example,
+    neighbours_no_longer_said,
+    overwritten,
+    relations,
+    scaled,
+    weights_cause,
+)
+from surgery.audit.report import Report, TaskResult, Verdict
 from surgery.errors import SurgeryError
 
 
@@ -19,8 +28,9 @@ from surgery.errors import SurgeryError
 class Limit:
     """What a limit is about. least: the value must reach it, instead of staying below.
 
-    The defaults are first estimates, held against few edits of SmolLM2-135M: ROME edits and random ones
-    of their size stay below `warn`, a layer doubled or zeroed is far beyond `reject`.
+    The defaults are set from what was measured on SmolLM2-135M (benchmarks/results/gate.md, made by
+    benchmarks/gate.py): `warn` lies above single facts, ten facts and random edits of their size, `reject`
+    half way (geometrically) between the largest honest or random edit and the mildest disaster.
     """
 
     what: str
@@ -72,22 +82,31 @@ def _norm_ratio(report: Report) -> float | None:
     return max(ratio, 1 / ratio) if ratio > 0 else math.inf
 
 
+def _no_longer_said(report: Report) -> float | None:
+    lost, known = neighbours_no_longer_said(report)
+    return lost / known if known else None
+
+
 def _count(name: str) -> Callable[[Report], float | None]:
     return lambda report: float(sum(not getattr(change, name) for change in report.weights))
 
 
 LIMITS: dict[str, Limit] = {
-    "kl_mean": Limit("mean KL on unrelated text", _value("kl_mean"), 0.03, 0.1, unit=" nats"),
-    "kl_p95": Limit("95th percentile of KL", _value("kl_p95"), 0.2, 0.6, unit=" nats"),
-    "kl_max": Limit("largest KL of a token", _value("kl_max"), 4.0, math.inf, unit=" nats"),
+    "kl_mean": Limit("mean KL on unrelated text", _value("kl_mean"), 0.03, 0.12, unit=" nats"),
+    "kl_p95": Limit("95th percentile of KL", _value("kl_p95"), 0.15, 0.4, unit=" nats"),
+    "kl_max": Limit("largest KL of a token", _value("kl_max"), 2.5, math.inf, unit=" nats"),
     "top1_drop": Limit(
-        "share of next tokens that changed", _drop("top1_agreement"), 0.08, 0.2, unit="%"
+        "share of next tokens that changed", _drop("top1_agreement"), 0.1, 0.2, unit="%"
     ),
-    "perplexity_rise": Limit("rise of perplexity", _perplexity_rise, 0.03, 0.1, unit="%"),
-    "hidden_norm": Limit("length of hidden states, ratio", _norm_ratio, 1.25, 2.0, unit="x"),
+    "perplexity_rise": Limit("rise of perplexity", _perplexity_rise, 0.04, 0.1, unit="%"),
+    "hidden_norm": Limit("length of hidden states, ratio", _norm_ratio, 1.05, 1.5, unit="x"),
     "neighborhood_drop": Limit(
-        "neighbouring facts lost", _drop("neighborhood"), 0.08, 0.2, unit="%",
+        "neighbouring facts lost", _drop("neighborhood"), 0.1, 0.2, unit="%",
         certain=_sure("neighborhood"),
+    ),
+    "neighborhood_greedy_drop": Limit(
+        "neighbouring facts no longer said", lambda r: _no_longer_said(r), 0.3, 0.5, unit="%",
+        certain=lambda r: neighbours_no_longer_said(r)[0] >= 3,
     ),
     "neighborhood_plus_drop": Limit(
         "neighbouring facts lost after the edit's statement", _drop("neighborhood_plus"), 0.2,
@@ -100,11 +119,14 @@ LIMITS: dict[str, Limit] = {
         "facts whose new answer is preferred", _value("success"), 0.98, 0.5, least=True, unit="%"
     ),
     "paraphrase": Limit(
-        "paraphrases that prefer the new answer", _value("paraphrase"), 0.75, 0.0, least=True,
+        "paraphrases that prefer the new answer", _value("paraphrase"), 0.5, 0.0, least=True,
         unit="%",
     ),
     "surprise_rise": Limit(
-        "rise of the base's surprise at free answers", _change("surprise"), 0.75, 2.0, unit=" nats"
+        "rise of the base's surprise at free answers", _change("surprise"), 0.4, 2.0, unit=" nats"
+    ),
+    "truncated_rise": Limit(
+        "more answers cut off at the length limit", _change("truncated"), 0.3, math.inf, unit="%"
     ),
     "silence": Limit("share of empty answers", _change("silence"), 0.0, 0.2, unit="%"),
     "task_drop": Limit("largest loss on a task", lambda r: _worst_task(r)[0], 0.05, 0.1, unit="%"),
@@ -126,7 +148,7 @@ def decide(report: Report, limits: Mapping[str, float] | None = None) -> Verdict
     """The verdict on a report. Findings are ordered: what broke the model most plainly comes first."""
     limits = dict(limits or {})
     check_limits(limits)
-    findings: list[dict[str, object]] = [*_broken(report), *_relations(report)]
+    findings: list[Finding] = [*_broken(report), *relations(report)]
     for name, limit in LIMITS.items():
         value = limit.value(report)
         if value is None:
@@ -137,7 +159,7 @@ def decide(report: Report, limits: Mapping[str, float] | None = None) -> Verdict
                 {"level": level, "name": name, "value": value, "limit": bound,
                  "text": _sentence(report, name, limit, value, bound)}
             )  # fmt: skip
-    findings.sort(key=lambda finding: finding["level"] != "reject")
+    findings.sort(key=lambda finding: _rank(report, finding))
     decision = str(findings[0]["level"]) if findings else "accept"
     used = {name: limits.get(name, limit.reject) for name, limit in LIMITS.items()}
     used = {name: value for name, value in used.items() if math.isfinite(value)}
@@ -146,6 +168,18 @@ def decide(report: Report, limits: Mapping[str, float] | None = None) -> Verdict
         reason=_reason(report, decision, findings),
         findings=findings,
         limits=used,
+    )
+
+
+def _rank(report: Report, finding: Finding) -> tuple[bool, bool, bool]:
+    """What rejects first; of that what says most: no output at all, then damage to certain facts, unless
+    a whole tensor was scaled, which explains those as well."""
+    name = str(finding["name"])
+    about_facts = name == "relation" or (name.startswith("neighborhood") and overwritten(report))
+    return (
+        finding["level"] != "reject",
+        name != "not_finite_output",
+        not about_facts or bool(scaled(report)),
     )
 
 
@@ -183,35 +217,13 @@ def _task_level(report: Report) -> str:
     return "warn" if any(t.p < 0.05 and -t.change > limit.warn for t in losing) else ""
 
 
-def _relations(report: Report) -> list[dict[str, object]]:
-    """Groups of known facts (one relation) that are wiped out while the rest is mostly kept."""
-    found: list[dict[str, object]] = []
-    for task in report.tasks:
-        if task.kind != "facts" or not task.measurable:
-            continue
-        for name, group in task.groups.items():
-            known = round(group["base"] * group["n"])
-            lost, rest = int(group["lost"]), task.lost - int(group["lost"])
-            others = round(task.base * task.n) - known
-            if known >= 4 and lost >= 0.6 * known and rest * known < 0.5 * lost * max(others, 1):
-                found.append(
-                    {"level": "reject", "name": "relation", "value": lost, "limit": 0.6 * known,
-                     "text": f"facts of one relation are overwritten: {lost} of the {known} about "
-                             f"{name.replace('_', ' ')} that the base knew are lost, "
-                             f"{rest} of {others} others"}
-                )  # fmt: skip
-        if found:
-            break
-    return found
-
-
-def _broken(report: Report) -> list[dict[str, object]]:
+def _broken(report: Report) -> list[Finding]:
     """Output that is not finite: nothing else needs a limit then."""
     figure = next((f for f in report.figures if f.name == "kl_mean"), None)
     if figure is not None and (figure.edited is None or not math.isfinite(figure.edited)):
         return [
             {"level": "reject", "name": "not_finite_output", "value": None, "limit": None,
-             "text": f"the edited model's logits are not finite{_cause(report)}"}
+             "text": f"the edited model's logits are not finite{weights_cause(report)}"}
         ]  # fmt: skip
     return []
 
@@ -225,7 +237,9 @@ def _sentence(report: Report, name: str, limit: Limit, value: float, bound: floa
             f"({task.lost} lost, {task.gained} gained, p = {task.p_holm:.2g})"
         )
     word = "at least" if limit.least else "limit"
-    return f"{limit.what}: {_number(value, limit.unit)} ({word} {_number(bound, limit.unit)})"
+    shown = example(report) if name in ("neighborhood_drop", "neighborhood_greedy_drop") else ""
+    number, allowed = _number(value, limit.unit), _number(bound, limit.unit)
+    return f"{limit.what}: {number} ({word} {allowed}){shown}"
 
 
 def _number(value: float, unit: str) -> str:
@@ -236,7 +250,7 @@ def _number(value: float, unit: str) -> str:
     return f"{value:.3g}{unit}"
 
 
-def _reason(report: Report, decision: str, findings: list[dict[str, object]]) -> str:
+def _reason(report: Report, decision: str, findings: list[Finding]) -> str:
     if not findings:
         control = next((f for f in report.figures if f.name == "kl_mean"), None)
         times = ""
@@ -247,37 +261,8 @@ def _reason(report: Report, decision: str, findings: list[dict[str, object]]) ->
     first = findings[0]
     more = len(findings) - 1
     rest = f"; {more} more finding{'s' * (more > 1)}" if more else ""
-    cause = "" if first["name"] in ("relation", "success", "paraphrase") else _cause(report)
+    about_facts = first["name"] in ("relation", "success", "paraphrase", "earlier_edits_drop")
+    near = str(first["name"]).startswith("neighborhood") and overwritten(report)
+    cause = "" if about_facts or near else weights_cause(report)
     text = str(first["text"])
     return f"{text}{cause if cause not in text else ''}{rest}"
-
-
-def _cause(report: Report) -> str:
-    """What in the weights explains damage: tensors scaled or zeroed as a whole, else the one that
-    changed most."""
-    scaled = [change for change in report.weights if change.scale is not None]
-    changed = [change for change in report.weights if change.norm]
-    bad = [change for change in report.weights if not change.finite]
-    if bad:
-        return f": {bad[0].key} is not finite"
-    if scaled:
-        factor = scaled[0].scale or 0.0
-        same = [c for c in scaled if abs((c.scale or 0.0) - factor) < 0.05]
-        done = "zeroed" if abs(factor) < 0.02 else f"multiplied by {factor:.2f}"
-        return f": {_names(same)} {'was' if len(same) == 1 else 'were'} {done}"
-    if changed and (changed[0].norm or 0) > 0.05:
-        return f": {changed[0].key} changed by {100 * (changed[0].norm or 0):.0f} % of its length"
-    return ""
-
-
-def _names(changes: list[TensorChange]) -> str:
-    if len(changes) == 1:
-        return changes[0].key
-    keys = [change.key.split(".") for change in changes]
-    shared = []
-    for parts in zip(*keys, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    where = ".".join(shared) or "the model"
-    return f"{len(changes)} tensors of {where}"

@@ -22,6 +22,11 @@ SHOWN = (
     "perplexity",
     "kl_mean",
     "top1_agreement",
+    "surprise",
+    "repetition",
+    "entropy",
+    "truncated",
+    "silence",
 )
 # How many answers of a kind are shown, in this order.
 ANSWERS = {

@@ -3,12 +3,21 @@
 from surgery.model.batch import Batch, by_length, encode, pad, tokenize
 from surgery.model.load import load
 from surgery.model.model import Model
-from surgery.model.run import chat, chat_messages, continuation_ids, generate, next_token_logits
+from surgery.model.run import (
+    Said,
+    chat,
+    chat_messages,
+    continuation_ids,
+    generate,
+    next_token_logits,
+    say,
+)
 from surgery.model.selftest import selftest
 
 __all__ = [
     "Batch",
     "Model",
+    "Said",
     "by_length",
     "chat",
     "chat_messages",
@@ -18,6 +27,7 @@ __all__ = [
     "load",
     "next_token_logits",
     "pad",
+    "say",
     "selftest",
     "tokenize",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -34,7 +35,14 @@ def is_templated(model: Model, text: str) -> bool:
     )
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Said:
+    """What a model said. ended: it stopped of its own accord, and was not cut off at the token limit."""
+
+    text: str
+    ended: bool
+
+
 def generate(
     model: Model,
     prompts: Sequence[str],
@@ -45,11 +53,27 @@ def generate(
     label: str = "answering",
 ) -> list[str]:
     """What the model says after each prompt, prompt not included. Greedy unless a temperature is given."""
-    answers = [""] * len(prompts)
+    found = say(model, prompts, max_new_tokens, batch_tokens, temperature, seed, label)
+    return [one.text for one in found]
+
+
+@torch.no_grad()
+def say(
+    model: Model,
+    prompts: Sequence[str],
+    max_new_tokens: int = 40,
+    batch_tokens: int = 4096,
+    temperature: float = 0.0,
+    seed: int = 0,
+    label: str = "answering",
+) -> list[Said]:
+    """`generate`, and whether each answer came to its own end."""
+    answers = [Said("", True)] * len(prompts)
     special = [not is_templated(model, prompt) for prompt in prompts]
     rows = [tokenize(model, p, s) for p, s in zip(prompts, special, strict=True)]
     config = model.hf.generation_config
     stops = config.eos_token_id if config.eos_token_id is not None else model.tokenizer.eos_token_id
+    ends = set(stops if isinstance(stops, list) else [stops])
     with meter(label, len(prompts)) as progress:
         for index in by_length([len(r) + max_new_tokens for r in rows], batch_tokens):
             batch = pad([rows[i] for i in index], model, side="left")
@@ -66,11 +90,10 @@ def generate(
                 eos_token_id=stops,
                 pad_token_id=model.tokenizer.pad_token_id,
             )
-            texts = model.tokenizer.batch_decode(
-                output[:, batch.ids.shape[1] :], skip_special_tokens=True
-            )
-            for i, text in zip(index, texts, strict=True):
-                answers[i] = text
+            new = output[:, batch.ids.shape[1] :]
+            texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+            for i, text, ids in zip(index, texts, new.tolist(), strict=True):
+                answers[i] = Said(text, not ends.isdisjoint(ids))
             progress.advance(len(index))
     return answers
 
@@ -102,6 +125,7 @@ def next_token_logits(
 
 
 __all__ = [
+    "Said",
     "chat",
     "chat_messages",
     "continuation_ids",
@@ -109,4 +133,5 @@ __all__ = [
     "generate",
     "is_templated",
     "next_token_logits",
+    "say",
 ]

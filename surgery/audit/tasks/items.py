@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from surgery.audit.files import read_rows
+from surgery.audit.formats import converted
 from surgery.audit.suite import Suite, TaskPart, spread
 from surgery.errors import SurgeryError
 
@@ -17,20 +16,30 @@ from surgery.errors import SurgeryError
 @dataclass(frozen=True)
 class Item:
     """prompt and choices; gold is the right one's place. A cloze has its answer as the only choice,
-    a request has none. join: the choice follows the prompt as writing has it, with a space. row: as it
-    stands in the file, for tasks that somebody else frames."""
+    a request has none. ending: what follows every choice, where those are beginnings (a Winograd
+    schema). join: what is scored follows what stands before it as writing has it, with a space. row: as
+    it stands in the file, for tasks that somebody else frames."""
 
     id: str
     prompt: str
     choices: tuple[str, ...] = ()
     gold: int = 0
     group: str | None = None
+    ending: str | None = None
     join: bool = True
     row: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        return self.prompt or " / ".join(self.choices)
+        shown = self.prompt or " / ".join(self.choices)
+        return shown if self.ending is None else f"{shown} … {self.ending}"
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(what stands before, what is scored) for every choice."""
+        if self.ending is not None:
+            return [(choice, self.ending) for choice in self.choices]
+        return [(self.prompt, choice) for choice in self.choices]
 
 
 @dataclass(frozen=True)
@@ -68,31 +77,25 @@ def read_task(suite: Suite, part: TaskPart) -> Task:
     path = suite.file(part.file)
     rows = read_rows(path)
     make = _MAKERS[part.kind]
-    numbered = list(enumerate(rows, start=1))
-    chosen = _chosen(numbered, part)
+    fitting = [
+        (number, row)
+        for number, row in enumerate(rows, start=1)
+        if all(str(row.get(name)) == value for name, value in part.where.items())
+    ]
     items = []
-    try:
-        for number, row in chosen:
+    for number, row in _chosen(fitting, part):
+        try:
             named = {**row, **{ours: row[theirs] for ours, theirs in part.fields.items()}}
-            items.append(make(named, f"{part.name}/{number}", part, rows))
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise SurgeryError(f"{path}, row {number}: not a {part.kind} item ({error!r})") from None
+            framed = converted(named, part.format, part.options)
+            items.append(make(framed, f"{part.name}/{number}", part, rows))
+        except SurgeryError as error:
+            raise SurgeryError(f"{path}, row {number}: {error}") from None
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            reason = f"not a {part.kind} item ({error!r})"
+            raise SurgeryError(f"{path}, row {number}: {reason}") from None
     if not items:
         raise SurgeryError(f"{path} holds no items for the task {part.name}")
     return Task(part, items)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl, .json or .csv file."""
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines(keepends=True)))
-        if text.lstrip().startswith("["):
-            return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise SurgeryError(f"{path} is not JSON: {error}") from None
 
 
 def _chosen(rows: list[tuple[int, dict[str, Any]]], part: TaskPart) -> list[Any]:
@@ -105,7 +108,8 @@ def _chosen(rows: list[tuple[int, dict[str, Any]]], part: TaskPart) -> list[Any]
     for row in rows:
         groups.setdefault(str(row[1].get(part.group)), []).append(row)
     share = max(1, part.items // len(groups))
-    return [row for members in groups.values() for row in spread(members, share)]
+    chosen = [row for members in groups.values() for row in spread(members, share)]
+    return spread(chosen, part.items)
 
 
 # ---------------------------------------------------------------------- one kind each
@@ -128,7 +132,8 @@ def _fact(row: Row, name: str, part: TaskPart, rows: list[Row]) -> Item:
 
 def _choice(row: Row, name: str, part: TaskPart, _rows: list[Row]) -> Item:
     query = str(row["query"])
-    suffix = part.options.get("suffix", "\nAnswer:" if query.startswith("Question:") else "")
+    open_question = query.startswith("Question:") and not query.endswith("Answer:")
+    suffix = part.options.get("suffix", "\nAnswer:" if open_question else "")
     choices = tuple(str(choice) for choice in row["choices"])
     gold = int(row["gold"])
     if not 0 <= gold < len(choices):
@@ -136,12 +141,24 @@ def _choice(row: Row, name: str, part: TaskPart, _rows: list[Row]) -> Item:
     return Item(name, query + suffix, choices, gold, _group(row, part))
 
 
+def _schema(row: Row, name: str, part: TaskPart, _rows: list[Row]) -> Item:
+    """Two beginnings with one end, of which only one makes sense: the end is scored behind each."""
+    choices = tuple(str(choice) for choice in row["context_options"])
+    gold = int(row["gold"])
+    if not 0 <= gold < len(choices):
+        raise ValueError(f"gold {gold} of {len(choices)} beginnings")
+    return Item(name, "", choices, gold, _group(row, part), ending=str(row["continuation"]))
+
+
 def _cloze(row: Row, name: str, part: TaskPart, _rows: list[Row]) -> Item:
     return Item(name, str(row["context"]), (str(row["continuation"]),), 0, _group(row, part))
 
 
 def _pair(row: Row, name: str, part: TaskPart, _rows: list[Row]) -> Item:
-    return Item(name, "", (str(row["good"]), str(row["bad"])), 0, _group(row, part), join=False)
+    # The harness has a space before a sentence that nothing precedes; ours begin with their first letter.
+    lead = str(part.options.get("lead", ""))
+    both = (f"{lead}{row['good']}", f"{lead}{row['bad']}")
+    return Item(name, "", both, 0, _group(row, part), join=False)
 
 
 def _request(row: Row, name: str, part: TaskPart, _rows: list[Row]) -> Item:
@@ -163,6 +180,7 @@ _MAKERS: dict[str, Callable[[Row, str, TaskPart, list[Row]], Item]] = {
     "choice": _choice,
     "cloze": _cloze,
     "pairs": _pair,
+    "schema": _schema,
     "requests": _request,
     "harness": _harness,
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 from surgery.audit import report
 from surgery.audit.paired import bootstrap, flips, holm, mcnemar
@@ -13,15 +14,25 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 
 
 def compare(
-    tasks: Sequence[Task], base: Outcomes, edited: Outcomes, sham: Outcomes | None = None
+    tasks: Sequence[Task],
+    base: Outcomes,
+    edited: Outcomes,
+    sham: Outcomes | None = None,
+    without: Container[str] = (),
 ) -> list[report.TaskResult]:
-    """One result a task (two for facts), p values corrected over all that can be measured."""
+    """One result a task (two for facts), p values corrected over all that can be measured.
+
+    without: ids of items that are left out.
+    """
     results: list[report.TaskResult] = []
     for task in tasks:
+        kept = [place for place, item in enumerate(task.items) if item.id not in without]
+        asked = replace(task, items=[task.items[place] for place in kept])
         for name in (task.name, f"{task.name}_greedy"):
-            if name in base:
-                mine = sham.get(name) if sham else None
-                results.append(_result(task, name, base[name], edited[name], mine))
+            if name in base and kept:
+                before, after = ([side[name][i] for i in kept] for side in (base, edited))
+                mine = [sham[name][i] for i in kept] if sham and name in sham else None
+                results.append(_result(asked, name, before, after, mine))
     ranked = [result for result in results if result.measurable]
     for result, p in zip(ranked, holm([r.p for r in ranked]), strict=True):
         result.p_holm = p
@@ -40,7 +51,7 @@ def _result(
     greedy = name != task.name
     chance = 0.0 if greedy else task.chance
     count = len(before)
-    label = {"facts": "facts", "requests": "safe requests answered"}.get(task.part.kind, task.label)
+    label = "safe requests answered" if task.label == "requests" else task.label
     result = report.TaskResult(
         name=name,
         label=f"{label}, greedy" if greedy else label,

@@ -3,14 +3,14 @@ for everything that is answered."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from surgery.audit.score import AnswerScore, pair_ids, score_ids
 from surgery.audit.tasks.items import Item, Task
 from surgery.flinch.scorer import judge
-from surgery.model import Model, chat, generate
+from surgery.model import Model, Said, chat, say
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,31 @@ class Outcome:
 
 
 def run_tasks(
-    model: Model, tasks: Sequence[Task], label: str = "tasks"
+    model: Model,
+    tasks: Sequence[Task],
+    label: str = "tasks",
+    answers: Mapping[str, Said] | None = None,
 ) -> dict[str, list[Outcome]]:
     """Outcomes by task name, in the order of the items. A facts task gives a second one, `<name>_greedy`:
-    whether the answer is what greedy decoding says."""
+    whether the answer is what greedy decoding says.
+
+    answers: what the model said to prompts asked as a chat, where that is known; other requests are
+    put to it now.
+    """
     asked: list[tuple[list[int], list[int]]] = []
     spans: dict[tuple[str, int], slice] = {}
     for task in tasks:
         for number, item in enumerate(task.items):
             if item.choices and task.part.kind != "harness":
                 spans[task.name, number] = slice(len(asked), len(asked) + len(item.choices))
-                asked += [pair_ids(model, item.prompt, c, item.join) for c in item.choices]
+                asked += [
+                    pair_ids(model, before, scored, item.join) for before, scored in item.pairs
+                ]
     scores = score_ids(model, asked, label=label)
     found: dict[str, list[Outcome]] = {}
     for task in tasks:
         if task.part.kind == "requests":
-            found[task.name] = _answered(model, task)
+            found[task.name] = _answered(model, task, answers or {})
             continue
         if task.part.kind == "harness":
             from surgery.audit.tasks.harness import run_harness
@@ -77,12 +86,16 @@ def _value(task: Task, choice: str, score: AnswerScore) -> float:
     return score.total
 
 
-def _answered(model: Model, task: Task) -> list[Outcome]:
+def _answered(model: Model, task: Task, known: Mapping[str, Said]) -> list[Outcome]:
     """Right is an answer that neither declines nor falls apart."""
-    prompts = [chat(model, item.prompt) for item in task.items]
-    said = generate(model, prompts, task.part.tokens, label=f"answering {task.name}")
-    judged = [judge(text) for text in said]
-    return [
-        Outcome(not found.refused and not found.incoherent, " ".join(text.split()))
-        for found, text in zip(judged, said, strict=True)
-    ]
+    missing = [item.prompt for item in task.items if item.prompt not in known]
+    prompts = [chat(model, prompt) for prompt in missing]
+    new = say(model, prompts, task.part.tokens, label=f"answering {task.name}")
+    said = {**known, **dict(zip(missing, new, strict=True))}
+    found = []
+    for item in task.items:
+        text = said[item.prompt].text
+        judged = judge(text)
+        right = not judged.refused and not judged.incoherent
+        found.append(Outcome(right, " ".join(text.split())))
+    return found

@@ -20,7 +20,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--spec", metavar="SPEC", help="facts and limits (default: the deltas' own)"
     )
     parser.add_argument(
-        "--suite", default=None, metavar="NAME", help="quick, standard, full or a .yaml (quick)"
+        "--suite", metavar="NAME", help="quick, standard, full, public or a .yaml (default: quick)"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where files that the suite names lie; may be given more than once",
+    )
+    parser.add_argument(
+        "--items", type=int, metavar="N", help="at most so many items of a task, passages of a text"
     )
     parser.add_argument("--gate", action="store_true", help="exit with 3 if the edit is rejected")
     parser.add_argument("--html", metavar="FILE", help="write the report as a page")
@@ -61,7 +71,7 @@ def limits_of(given: list[str]) -> dict[str, float]:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Audit, write the report where asked, and print it."""
-    from surgery.audit import audit
+    from surgery.audit import Suite, audit
     from surgery.spec import EditSpec, read_prompts
 
     limits = limits_of(args.limit)
@@ -71,7 +81,7 @@ def run(args: argparse.Namespace) -> Outcome:
         base=args.base,
         edited=args.edited[0] if len(args.edited) == 1 else args.edited,
         spec=spec,
-        suite=suite,
+        suite=Suite.load(suite, args.data, args.items),
         prompts=read_prompts(args.prompts) if args.prompts else None,
         limits=limits,
         cache=not args.no_cache,

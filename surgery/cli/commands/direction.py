@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> Outcome:
     lines = [
         f"measured by how answers to positive prompts begin: {words}",
         table(selection),
-        f"{path}: layer {selection.direction.layer}, token {selection.direction.position}",
+        f"{path}: layer {selection.direction.layer}, token {selection.direction.position}, to be taken "
+        f"out of layers {(selection.direction.layers or [0])[0]} to {model.n_layers - 1}",
     ]
     if opening["weak"]:
         lines.insert(

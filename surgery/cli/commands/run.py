@@ -29,7 +29,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
     parser.add_argument(
-        "--suite", metavar="NAME", help="quick, standard, full or a .yaml (default: quick)"
+        "--suite", metavar="NAME", help="quick, standard, full, public or a .yaml (default: quick)"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where files that the suite names lie; may be given more than once",
     )
     parser.add_argument("--prompts", metavar="FILE", help="more prompts to answer, one a line")
     parser.add_argument(
@@ -52,7 +59,7 @@ def run(args: argparse.Namespace) -> Outcome:
     spec = EditSpec.load(args.spec)
     base = base_of(args.base, spec, args.spec)
     check_new_folder(args.out, args.overwrite, base)
-    suite = Suite.load(args.suite or spec.checks.suite or "quick")
+    suite = Suite.load(args.suite or spec.checks.suite or "quick", args.data)
     check_limits(spec.checks.limits)
     prompts = read_prompts(args.prompts) if args.prompts else []
 
@@ -74,7 +81,6 @@ def _write(
     from surgery.spec import EditSpec
     from surgery.stack import apply
 
-    summary = report.summary()
     apply(
         [result.delta],
         base=base,
@@ -86,7 +92,7 @@ def _write(
             "report.json": report.to_json(),
             "spec.yaml": EditSpec.model_validate(result.delta.metadata["spec"]).to_yaml(),
         },
-        audit={"verdict": summary["decision"], **summary},
+        audit=report.summary(),
     )
     [delta] = sorted((out / "deltas").glob(f"*{result.delta.id[:12]}*"))
     return {"checkpoint": str(out), "delta": str(delta), "report": str(out / "report.html")}

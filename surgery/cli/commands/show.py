@@ -103,7 +103,7 @@ def _checkpoint(path: Path, with_id: bool) -> Outcome:
                 lines.append(f"          solved on top of {below}")
         audit = record.get("audit")
         if audit:
-            decision = audit.get("decision") or audit.get("verdict")
+            decision = audit.get("verdict") or audit.get("decision")  # its older name
             lines.append(f"  audit   {decision}: {audit.get('reason')}")
     return Outcome(data=data, text="\n".join(lines))
 

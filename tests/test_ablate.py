@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,54 @@ def test_equals_a_hook_that_projects_the_writers_output(tiny_model, tmp_path, fa
         edited = model.hf(ids).logits
     torch.testing.assert_close(edited, hooked, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(edited, model.hf(ids).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reader_equals_a_hook_too(tiny_model, tmp_path, family):
+    """Every writer's output loses strength * r (a . y): behind a post-norm, of what the norm lets through."""
+    model = tiny_model(family)
+    r, plain = direction(tmp_path, model)
+    a = torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(7)).double()
+    a = a / (a @ r)
+    one = Direction.load(Path(plain))
+    file = str(replace(one, reader=a.float()).save(tmp_path / "read.safetensors"))
+    strength, ids = 0.6, torch.arange(5, 15)[None]
+    with torch.no_grad(), hooks() as attach:
+        for writer in model.writers():
+            row, read = r, a
+            if writer.post_norm is not None:
+                norm = model.module(writer.post_norm).weight
+                assert isinstance(norm, torch.Tensor)
+                row, read = r / (1 + norm.double()), a * (1 + norm.double())
+
+            def project(_m, _a, _k, y, row=row, read=read):
+                return y - strength * (y.double() @ read).float()[..., None] * row.float()
+
+            attach.post(model.module(writer.module), project)
+        hooked = model.hf(ids).logits
+    delta = ablate(model, direction=file, strength=strength, writers=ALL, embeddings="untie")
+    with torch.no_grad(), applied(model, delta):
+        edited = model.hf(ids).logits
+    torch.testing.assert_close(edited, hooked, rtol=1e-3, atol=1e-3)
+    assert delta.metadata["spec"]["edits"][0]["reader"] == "whitened"
+    leaks = delta.metadata["diagnostics"][0]["leak"]
+    assert leaks["most"] == pytest.approx(1 - strength, abs=1e-4)
+    # Asked for plain, the reader is left where it is.
+    as_plain = ablate(model, direction=file, reader="plain", layers=[0])
+    assert as_plain.id == ablate(model, direction=plain, layers=[0]).id
+    with pytest.raises(SurgeryError, match="holds no reader"):
+        ablate(model, direction=plain, reader="whitened")
+    with pytest.raises(SurgeryError, match="plain only"):
+        ablate(model, direction=file, reader="whitened", project=True)
+
+
+def test_a_whitened_reader_from_prompts_is_recorded_and_reproducible(tiny_model):
+    model = tiny_model("llama")
+    delta = ablate(model, positive=RED, negative=OTHER, reader="whitened")
+    (edit,) = delta.metadata["spec"]["edits"]
+    assert edit["reader"] == "whitened"
+    assert solve(EditSpec.model_validate(delta.metadata["spec"]), model).id == delta.id
+    assert ablate(model, positive=RED, negative=OTHER).id != delta.id
 
 
 @pytest.mark.parametrize("family", FAMILIES)

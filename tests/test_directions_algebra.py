@@ -14,11 +14,14 @@ from surgery.directions.algebra import (
     ablation_keeping_columns,
     ablation_of_bias,
     behind_norm,
+    behind_norm_read,
+    dual,
     leak,
     orthonormal,
     unit,
     without,
 )
+from surgery.directions.reader import reader
 from surgery.errors import SurgeryError
 
 D = 8
@@ -60,6 +63,64 @@ def test_what_ablation_does_to_what_is_written(layout, strength, k, columns, see
     rest = torch.eye(D, dtype=torch.float64) - R.T @ R
     torch.testing.assert_close(rest @ after, rest @ W)
     assert leak(stored, changed, R, layout) == pytest.approx(abs(1 - strength), abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    strength=st.floats(-2, 2),
+    k=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_a_reader_says_how_much_and_the_direction_says_where(layout, strength, k, seed):
+    """A y' = (1 - strength) A y, and the change of y lies in the span of the directions."""
+    near = orthonormal(random(k, D, seed=seed))
+    V = near + 0.1 * random(k, D, seed=seed + 100)
+    Q = dual(V, near + 0.1 * random(k, D, seed=seed + 200))
+    torch.testing.assert_close(Q @ V.T, torch.eye(k, dtype=torch.float64))
+    W = random(D, D, seed=seed + 1)
+    stored = W if layout == "linear" else W.T
+    B, A = ablation(stored, V, strength, layout, Q)
+    after = stored + B @ A if layout == "linear" else (stored + B @ A).T
+    tolerance = 1e-5
+
+    def alike(x: torch.Tensor, y: torch.Tensor) -> None:
+        torch.testing.assert_close(x, y, atol=tolerance, rtol=tolerance)
+
+    alike(Q @ after, (1 - strength) * Q @ W)
+    R = orthonormal(V)
+    rest = torch.eye(D, dtype=torch.float64) - R.T @ R
+    alike(rest @ after, rest @ W)
+    b = random(D, seed=seed + 2)
+    alike(Q @ (b + ablation_of_bias(b, V, strength, Q)), (1 - strength) * Q @ b)
+
+
+def test_readers_behind_a_norm():
+    """What is read of gain * y, after the change before the norm, is what is left; the change is along V."""
+    V, gain = random(2, D), random(D, seed=3)
+    Q = dual(V, random(2, D, seed=4))
+    rows, reads = behind_norm_read(V, Q, gain)
+    y = random(D, seed=5)
+    changed = y - 0.7 * rows.T @ (reads @ y)
+    torch.testing.assert_close(Q @ (gain * changed), 0.3 * Q @ (gain * y))
+    torch.testing.assert_close(gain * (y - changed), 0.7 * V.T @ (Q @ (gain * y)))
+
+
+def test_a_reader_is_blind_to_what_varies():
+    """The reader that solves min E (a.h)^2 with a.r = 1: blinder than r, and than r with anything added."""
+    r, loud = unit(random(D)), unit(random(D, seed=1))
+    h = random(500, D, seed=2) * 0.1 + 5 * random(500, 1, seed=3) * loud + 2 * loud
+    moment = h.T @ h / len(h)
+    a = reader(r, moment, ridge=1e-9)
+    assert float(a @ r) == pytest.approx(1)
+    read = float((h @ a).square().mean())
+    assert read < 1e-2 * float((h @ r).square().mean())
+    for seed in range(20):
+        step = random(D, seed=10 + seed)
+        other = a + 0.05 * (step - (step @ r) * r)
+        assert float((h @ other).square().mean()) > read
+    # The mean is among what is not read: nothing constant is taken away.
+    assert abs(float(h.mean(0) @ a)) < 0.05 * abs(float(h.mean(0) @ r))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

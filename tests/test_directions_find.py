@@ -43,15 +43,20 @@ def test_the_found_direction_is_what_the_behaviour_hangs_on(learned: Model, tmp_
     found = select(learned, red, green, positions=2, layers=range(1, 4), tries=6)
     assert " no" in found.opening["words"]
     best = found.tried[0]
-    assert best.bypass is not None and best.bypass > 0.4
-    assert best.induce is not None and best.induce > 0.5
+    assert best.effect is not None and best.effect.bypass > 0.4
+    assert best.induce > 0.5
+    assert found.direction.layers == list(range(best.first, learned.n_layers))
 
     fresh = prompts("red", 30, seed=2)
     before = says_no(learned, fresh)
     generator = torch.Generator().manual_seed(0)
     chance = unit(torch.randn(learned.hidden_size, generator=generator))
-    with ablating(learned, found.direction.vector[None]):
+    chosen = found.direction
+    reads = None if chosen.reader is None else chosen.reader[None]
+    layers = dict.fromkeys(chosen.layers or [], 1.0)
+    with ablating(learned, chosen.vector[None], layers, readers=reads):
         after = says_no(learned, fresh)
+    assert {(c.first, c.whitened) for c in found.tried} > {(0, False), (0, True), (1, True)}
     with ablating(learned, chance[None]):
         control = says_no(learned, fresh)
     assert before > 0.9

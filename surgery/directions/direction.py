@@ -20,7 +20,8 @@ FORMAT = "direction/1"
 
 @dataclass(frozen=True)
 class Direction:
-    """vector: unit, (d). positive, negative: mean of the stream over each prompt set, (d). All float32.
+    """vector: unit, (d). positive, negative: mean of the stream over each prompt set, (d). reader: what
+    tells how much of the vector there is, (d), reader . vector = 1; None: the vector itself. All float32.
 
     layer: the block whose input was read. position: token from the prompt's end. base_id: the
     checkpoint. metadata: prompt hashes, capture site, how it was chosen.
@@ -33,6 +34,13 @@ class Direction:
     position: int
     base_id: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    reader: torch.Tensor | None = None
+
+    @property
+    def layers(self) -> list[int] | None:
+        """The layers it is best taken out of, where a selection found that out."""
+        found = self.metadata.get("layers")
+        return [int(layer) for layer in found] if isinstance(found, list) else None
 
     def save(self, path: str | Path) -> Path:
         from safetensors.torch import save
@@ -47,7 +55,8 @@ class Direction:
         }
         tensors = {
             name: getattr(self, name).detach().float().cpu().contiguous().clone()
-            for name in ("vector", "positive", "negative")
+            for name in ("vector", "positive", "negative", "reader")
+            if getattr(self, name) is not None
         }
         text = json.dumps(head, sort_keys=True, ensure_ascii=False)
         path = Path(path)
@@ -71,7 +80,7 @@ class Direction:
             layer, position, base_id = head["layer"], head["position"], head["base_id"]
         except (KeyError, ValueError, TypeError):
             raise SurgeryError(f"{path} is not a direction file") from None
-        if set(entries) != {"vector", "positive", "negative"}:
+        if set(entries) - {"reader"} != {"vector", "positive", "negative"}:
             raise SurgeryError(f"{path} is not a direction file: it holds {sorted(entries)}")
         tensors = load_file(str(path))
         for name, value in tensors.items():

@@ -19,20 +19,23 @@ def ablating(
     R: torch.Tensor,
     strength: float | Mapping[int, float] = 1.0,
     writers: Sequence[Writer] | None = None,
+    readers: torch.Tensor | None = None,
 ) -> Iterator[None]:
     """Take (strength times) the component along orthonormal rows R (k, d) out of every writer's output,
     for the length of the block. Behind a post-norm, the normed output is what counts and what is cut.
 
     strength: one number, or by layer. writers: the attention and MLP outputs of all layers if not given.
+    readers: (k, d), what reads the component; R itself if not given.
     """
     if writers is None:
         writers = [w for w in model.writers() if w.layer is not None]
     rows = R.to(model.device, torch.float32)
+    reads = rows if readers is None else readers.to(model.device, torch.float32)
     with hooks() as attach:
         for writer in writers:
             amount = _amount(strength, writer.layer)
             if amount:
-                _cut(attach, model.module(writer.post_norm or writer.module), rows, amount)
+                _cut(attach, model.module(writer.post_norm or writer.module), rows, reads, amount)
         yield
 
 
@@ -42,10 +45,12 @@ def _amount(strength: float | Mapping[int, float], layer: int | None) -> float:
     return float(strength)
 
 
-def _cut(attach: Attach, module: Any, rows: torch.Tensor, amount: float) -> None:
+def _cut(
+    attach: Attach, module: Any, rows: torch.Tensor, reads: torch.Tensor, amount: float
+) -> None:
     def cut(_m: Any, _a: Any, _k: Any, output: Any) -> Any:
         hidden = first(output)
-        change = (hidden.float() @ rows.T) @ rows
+        change = (hidden.float() @ reads.T) @ rows
         return with_first(output, hidden - (amount * change).to(hidden.dtype))
 
     attach.post(module, cut)

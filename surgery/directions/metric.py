@@ -60,6 +60,10 @@ class Opening:
         rest[self.tokens] = False
         return inside - logprobs[..., rest].logsumexp(-1)
 
+    def probability(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of beginning with an opening token; (prompts,), float64."""
+        return self.score(logits).sigmoid()
+
     def shows(self, logits: torch.Tensor) -> torch.Tensor:
         """Whether each prompt's answer is more likely to begin that way than not; (prompts,) bool."""
         return self.score(logits) > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from surgery.checkpoint import atomic_file
 from surgery.directions.select import Selection
@@ -16,13 +16,17 @@ _ENDINGS = (".svg", ".png", ".pdf")
 
 
 def table(selection: Selection) -> str:
-    """The candidates that were tried, best first."""
-    lines = [" layer  position  separates  removed  added  KL      "]
+    """The candidates that were tried, best first. left: of the behaviour when the direction is removed from
+    the layers "from ..." up; KL and perplexity are what that costs; added: what adding it brings on."""
+    lines = [" layer  position  from  reader    separates   left  KL      perplexity  added"]
     for number, c in enumerate(selection.tried):
+        assert c.effect is not None
+        e = c.effect
         verdict = "; ".join(filter(None, ["chosen" if number == 0 else None, c.dropped]))
         lines.append(
-            f"{c.layer:6d} {c.position:9d} {c.separability:10.2f} {c.bypass:8.0%} {c.induce:6.0%}"
-            f"  {c.kl:<6.3f}  {verdict}".rstrip()
+            f"{c.layer:6d} {c.position:9d} {c.first:5d}  {'whitened' if c.whitened else 'plain   '}"
+            f" {c.separability:10.2f} {e.left:6.1%}"
+            f"  {e.kl:<6.3f}  {e.perplexity:+10.1%} {c.induce:6.0%}   {verdict}".rstrip()
         )
     return "\n".join(lines)
 
@@ -55,17 +59,25 @@ def draw(selection: Selection, path: str | Path) -> Path:
     left.axvline(chosen.layer, color="#c0392b", linewidth=0.8)
     left.set(xlabel="layer", ylabel="gap / spread, held-out prompts", title="Separation")
     left.legend(frameon=False, fontsize=8)
-    tried = sorted(selection.tried, key=lambda c: (c.layer, c.position))
+    tried = sorted(selection.tried, key=lambda c: (c.layer, c.position, c.first))
+    effects = [c.effect for c in tried if c.effect is not None]
     at = [c.layer for c in tried]
-    for values, marker, color, label in (
-        ([c.bypass for c in tried], "v", "#1f5f8b", "gone when removed"),
+    series: tuple[tuple[list[float], Any, str, str], ...] = (
+        ([e.left for e in effects], "v", "#1f5f8b", "left when removed"),
         ([c.induce for c in tried], "^", "#c0392b", "there when added"),
-        ([c.kl for c in tried], "x", "#777777", "KL on negatives (nats)"),
-    ):
-        right.scatter(at, values, marker=marker, color=color, s=28, label=label)  # type: ignore[arg-type]
+        ([e.kl for e in effects], "x", "#777777", "KL on negatives (nats)"),
+        ([e.perplexity for e in effects], "+", "#3a9a5b", "perplexity rise, ordinary text"),
+    )
+    for values, marker, color, label in series:
+        right.scatter(at, values, marker=marker, color=color, s=28, label=label)
     right.axhline(1, color="#cccccc", linewidth=0.8, zorder=0)
     right.axvline(chosen.layer, color="#c0392b", linewidth=0.8)
-    right.set(xlabel="layer", title=f"Tried: layer {chosen.layer}, token {chosen.position} chosen")
+    first = (chosen.layers or [0])[0]
+    right.set(
+        xlabel="layer where it was read",
+        ylim=(min(-0.03, *(e.perplexity for e in effects)), 1.15),
+        title=f"Tried: layer {chosen.layer}, token {chosen.position}, out of layers {first} up",
+    )
     right.legend(frameon=False, fontsize=8)
     return save_figure(figure, path)
 

@@ -1,71 +1,81 @@
 """Choosing a direction: candidates by layer and position, tried out on prompts they were not made from.
 
 For every candidate, the difference of means r is removed from all writers on held-out positive prompts
-(does the behaviour stop?), added at its own layer on held-out negative ones (does it come on?), and
-removed on negative ones (does anything else change?). After arXiv 2406.11717, with the model's own
-opening tokens as the measure, and every score on a scale on which 0 is what negatives do and 1 is what
-positives do.
+(does the behaviour stop?), added at its own layer on held-out negative ones (does it come on?), and the
+cost of removing it is measured on negatives and on ordinary text. After arXiv 2406.11717, with the
+model's own opening tokens as the measure.
+
+The best are tried again in two ways that cost less. Lower layers are left alone: what they write is about
+the words of the text. And how much of r there is is read by a vector that is blind to the rest (`reader`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from surgery.directions.algebra import unit
-from surgery.directions.capture import activations, frame
+from surgery.directions.capture import activations
 from surgery.directions.direction import Direction, prompts_hash
 from surgery.directions.find import difference_of_means
-from surgery.directions.intervene import ablating, adding
 from surgery.directions.metric import Opening
+from surgery.directions.reader import whitened, with_reader
+from surgery.directions.trial import Effect, Trial, first_logits, prompt_rows
 from surgery.errors import SurgeryError
-from surgery.model import Model, tokenize
-from surgery.model.run import is_templated
+from surgery.model import Model
 from surgery.progress import track
-from surgery.training.prefix import shared_prefix
-from surgery.training.supervised import Example, answer_logits
 
 # Deeper layers only hold back the next token; shallower ones still spell out the prompt.
 SHALLOWEST, DEEPEST = 0.2, 0.8
 HELD_OUT = 0.25
 FEWEST = 8
-# A candidate that changes harmless first tokens by more nats than this is left out.
-MOST_KL = 0.1
+# What a candidate may do: this much of the behaviour left, KL of harmless answers in nats, and rise of
+# perplexity. They are also the units in which the three are weighed against each other.
+MOST_LEFT, MOST_KL, MOST_PERPLEXITY = 0.05, 0.15, 0.03
 # Adding must bring the behaviour on by at least this share, or the direction is a symptom of it.
 LEAST_INDUCED = 0.1
+# Candidates are compared with the layers below this part of the depth left alone, and the best few tried
+# again with these.
+START = 0.35
+STARTS = (0.0, 0.2, 0.35, 0.5)
+REFINED = 2
 
 
-@dataclass
+@dataclass(frozen=True)
 class Candidate:
-    """separability: gap of the held-out projections in pooled standard deviations. bypass: how much of
-    the behaviour goes when r is removed (1: positives behave like negatives). induce: how much comes on
-    when r is added. kl: of harmless first tokens, nats. dropped: why it was not considered."""
+    """separability: gap of the held-out projections in pooled standard deviations. first: lowest layer
+    that is edited. whitened: whether r has a reader of its own. effect: what removing r there does, None if
+    it was not tried. induce: how much of the behaviour comes on when r is added to its layer. dropped: what
+    speaks against it."""
 
     layer: int
     position: int
     separability: float
-    bypass: float | None = None
-    induce: float | None = None
-    kl: float | None = None
+    first: int = 0
+    whitened: bool = False
+    effect: Effect | None = None
+    induce: float = 0.0
     dropped: str | None = None
 
     @property
     def score(self) -> float:
         """What is maximised: the behaviour gone, at little cost, and (half as much) brought on."""
-        if self.bypass is None or self.induce is None or self.kl is None:
+        e = self.effect
+        if e is None:
             return float("-inf")
-        return (
-            min(self.bypass, 1.0) + 0.5 * min(max(self.induce, 0.0), 1.0) - self.kl / MOST_KL * 0.5
-        )
+        costs = e.left / MOST_LEFT, e.kl / MOST_KL, max(0.0, e.perplexity) / MOST_PERPLEXITY
+        return 0.5 * min(max(self.induce, 0.0), 1.0) - sum(costs) / len(costs)
 
     def data(self) -> dict[str, Any]:
         """For files and `--json`."""
-        names = ("layer", "position", "separability", "bypass", "induce", "kl", "dropped")
-        tried = self.bypass is not None
-        return {**{n: getattr(self, n) for n in names}, "score": self.score if tried else None}
+        names = ("layer", "position", "separability", "first", "whitened", "dropped")
+        found: dict[str, Any] = {n: getattr(self, n) for n in names}
+        e = self.effect
+        tried = {} if e is None else {**e.data(), "induce": self.induce, "score": self.score}
+        return {**found, **tried}
 
 
 @dataclass(frozen=True)
@@ -82,13 +92,14 @@ class Selection:
     @property
     def tried(self) -> list[Candidate]:
         """Those that were tried out on the model."""
-        return [c for c in self.candidates if c.bypass is not None]
+        return [c for c in self.candidates if c.effect is not None]
 
     def data(self) -> dict[str, Any]:
         """For `--json`."""
         return {
             "layer": self.direction.layer,
             "position": self.direction.position,
+            "layers": self.direction.layers,
             "opening": self.opening,
             "candidates": [c.data() for c in self.candidates],
         }
@@ -113,7 +124,7 @@ def select(
     layers: Sequence[int] | None = None,
     use_chat: bool | None = None,
 ) -> Selection:
-    """Find the direction between two prompt sets.
+    """Find the direction between two prompt sets, and the layers it is best taken out of.
 
     positions: how many of the prompt's last tokens are candidates. tries: how many candidates are tried
     out, those that separate held-out prompts best. layers: candidates, 20 to 80 % of the depth if None.
@@ -139,25 +150,34 @@ def select(
     gaps = plus - minus  # (positions, layers, d)
     candidates = _rank(model, gaps, held_plus, held_minus, chosen_layers, use_chat)
 
-    rows_plus, rows_minus = (
-        prompt_rows(model, held_plus, use_chat),
-        prompt_rows(model, held_minus, use_chat),
-    )
-    before_plus, before_minus = first_logits(model, rows_plus), first_logits(model, rows_minus)
-    opening = Opening.of(before_plus, before_minus)
-    for candidate in track(_spread(candidates, tries), "trying directions"):
-        gap = gaps[candidate.position, candidate.layer]
-        R = unit(gap)[None].float()
-        with ablating(model, R):
-            candidate.bypass = 1 - opening.share(first_logits(model, rows_plus))
-            candidate.kl = _kl(before_minus, first_logits(model, rows_minus))
-        with adding(model, gap.float(), candidate.layer):
-            candidate.induce = opening.share(first_logits(model, rows_minus))
-        candidate.dropped = _objection(candidate)
-    candidates.sort(key=lambda c: (c.bypass is None, c.dropped is not None, -c.score))
-    best = candidates[0]
+    trial = Trial(model, held_plus, held_minus, use_chat)
+    readers: dict[tuple[int, int], torch.Tensor] = {}
+
+    def tried(candidate: Candidate) -> Candidate:
+        place = candidate.position, candidate.layer
+        r = unit(gaps[place])
+        if candidate.whitened and place not in readers:
+            readers[place] = whitened(
+                model, r, candidate.layer, candidate.position, train_plus, train_minus, use_chat
+            )
+        reads = readers[place][None] if candidate.whitened else None
+        effect = trial.removed(r[None], range(candidate.first, depth), reads)
+        induce = candidate.induce if candidate.effect else trial.added(gaps[place], candidate.layer)
+        found = replace(candidate, effect=effect, induce=induce)
+        return replace(found, dropped=_objection(found))
+
+    start = round(START * depth)
+    firsts = [replace(c, first=min(start, c.layer)) for c in _spread(candidates, tries)]
+    whole = [tried(c) for c in track(firsts, "trying directions")]
+    best = sorted(whole, key=_order)[:REFINED]
+    finer = [replace(c, first=first, whitened=w) for c in best for first, w in _ways(c, depth)]
+    whole += [tried(c) for c in track(finer, "trying where and how")]
+    seen = {(c.layer, c.position) for c in whole}
+    whole.sort(key=_order)
+    candidates = whole + [c for c in candidates if (c.layer, c.position) not in seen]
+    opening = trial.opening
     measure = {
-        "all_dropped": best.dropped is not None,
+        "all_dropped": whole[0].dropped is not None,
         "words": opening.words(model.tokenizer),
         "distance": opening.distance,
         "weak": opening.weak,
@@ -165,7 +185,7 @@ def select(
         "negative": opening.negative,
         "prompts_left_out": dropped,
     }
-    direction = _direction(model, positive, negative, best, candidates, measure, use_chat)
+    direction = _direction(model, positive, negative, candidates, measure, use_chat)
     return Selection(direction, candidates, measure, positive, negative)
 
 
@@ -227,60 +247,54 @@ def _spread(candidates: list[Candidate], tries: int) -> list[Candidate]:
     return (firsts + rest)[:tries]
 
 
+def _ways(candidate: Candidate, depth: int) -> list[tuple[int, bool]]:
+    """Lowest layer and whitening of the other ways to take a candidate out."""
+    firsts = sorted({min(round(share * depth), candidate.layer) for share in STARTS})
+    ways = [(first, w) for w in (False, True) for first in firsts]
+    return [way for way in ways if way != (candidate.first, candidate.whitened)]
+
+
 def _objection(candidate: Candidate) -> str | None:
-    if candidate.kl is not None and candidate.kl > MOST_KL:
-        return f"changes harmless answers (KL {candidate.kl:.2f})"
-    if candidate.induce is not None and candidate.induce < LEAST_INDUCED:
-        return "does not bring the behaviour on"
-    return None
+    e = candidate.effect
+    assert e is not None
+    reasons = []
+    if e.left > MOST_LEFT:
+        reasons.append(f"{e.left:.0%} left")
+    if e.kl > MOST_KL:
+        reasons.append("changes harmless answers")
+    if e.perplexity > MOST_PERPLEXITY:
+        reasons.append("changes ordinary text")
+    if candidate.induce < LEAST_INDUCED:
+        reasons.append("does not bring the behaviour on")
+    return ", ".join(reasons) or None
 
 
-def prompt_rows(model: Model, prompts: Sequence[str], use_chat: bool | None) -> list[Example]:
-    """Prompts as token ids, with a stand-in answer so that the logits after them are asked for."""
-    texts = frame(model, prompts, use_chat)
-    return [Example(tuple(tokenize(model, t, not is_templated(model, t))), (0,)) for t in texts]
-
-
-@torch.no_grad()
-def first_logits(model: Model, rows: Sequence[Example], batch: int = 32) -> torch.Tensor:
-    """Logits of each answer's first token, (prompts, vocabulary) float32 on the CPU."""
-    shared = shared_prefix([row.prompt for row in rows])
-    pieces = [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    return torch.cat([answer_logits(model, piece, shared)[0].float().cpu() for piece in pieces])
-
-
-def _kl(base: torch.Tensor, changed: torch.Tensor) -> float:
-    p, q = base.double().log_softmax(-1), changed.double().log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
+def _order(candidate: Candidate) -> tuple[bool, float]:
+    """The best first; those with nothing against them before the others."""
+    return candidate.dropped is not None, -candidate.score
 
 
 def _direction(
     model: Model,
     positive: Sequence[str],
     negative: Sequence[str],
-    best: Candidate,
     candidates: Sequence[Candidate],
     measure: dict[str, Any],
     use_chat: bool | None,
 ) -> Direction:
     """The chosen layer and position, now with the means of all prompts."""
+    best = candidates[0]
     found = difference_of_means(
         model, positive, negative, best.layer, best.position, use_chat=use_chat
     )
     how = {
-        "by": "held-out prompts: removed, added, and KL on negatives",
+        "by": "held-out prompts: removed, added, KL on negatives, perplexity of ordinary text",
         "opening": measure,
         "chosen": best.data(),
-        "runners_up": [c.data() for c in candidates[1:10] if c.bypass is not None],
+        "runners_up": [c.data() for c in candidates[1:10] if c.effect is not None],
         "positive_hash": prompts_hash(positive),
         "negative_hash": prompts_hash(negative),
     }
-    return Direction(
-        found.vector,
-        found.positive,
-        found.negative,
-        found.layer,
-        found.position,
-        found.base_id,
-        {**found.metadata, "selection": how},
-    )
+    layers = list(range(best.first, model.n_layers))
+    found = replace(found, metadata={**found.metadata, "selection": how, "layers": layers})
+    return with_reader(model, found, positive, negative, use_chat) if best.whitened else found

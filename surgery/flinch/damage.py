@@ -11,6 +11,7 @@ import torch
 from surgery import resources
 from surgery.flinch.answering import answer
 from surgery.model import Model, chat, tokenize
+from surgery.model.run import is_templated
 from surgery.progress import track
 from surgery.training.prefix import shared_prefix
 from surgery.training.supervised import Example, answer_logits
@@ -59,17 +60,20 @@ class Reference:
         tokens: int = ANSWER_TOKENS,
         texts: Sequence[str] | None = None,
         label: str = "the base's side",
+        framed: bool = False,
     ) -> None:
-        """`prompts` as typed by a user; the chat template is put around them."""
-        framed = [chat(model, p) for p in list(prompts)[:_PROMPTS]]
-        said = answer(model, framed, tokens, label=label)
+        """`prompts` as typed by a user, and the chat template is put around them; or, with `framed`, as
+        the model is to read them."""
+        framed_prompts = [p if framed else chat(model, p) for p in list(prompts)[:_PROMPTS]]
+        said = answer(model, framed_prompts, tokens, label=label)
         end = model.tokenizer.eos_token_id
         self.examples: list[Example] = []
-        for prompt, reply in zip(framed, said, strict=True):
+        for prompt, reply in zip(framed_prompts, said, strict=True):
             ids = tokenize(model, reply.text, special=False)[:tokens]
             if len(ids) < tokens and end is not None:
                 ids = [*ids, end]
-            self.examples.append(Example(tuple(tokenize(model, prompt, False)), tuple(ids)))
+            asked = tokenize(model, prompt, not is_templated(model, prompt))
+            self.examples.append(Example(tuple(asked), tuple(ids)))
         self.shared = shared_prefix([example.prompt for example in self.examples])
         self.logprobs = self._read(model)
         self.texts = list(texts) if texts is not None else ordinary_texts(model)
@@ -124,8 +128,9 @@ def ordinary_texts(model: Model) -> list[str]:
 def perplexity(model: Model, texts: Sequence[str]) -> float:
     """exp of the mean negative log-likelihood per token, the first token of each text left out."""
     total, count = 0.0, 0
+    longest = min(_PASSAGE_TOKENS, model.max_positions)
     for text in track(texts, "reading texts"):
-        ids = torch.tensor([tokenize(model, text)[:_PASSAGE_TOKENS]], device=model.device)
+        ids = torch.tensor([tokenize(model, text)[:longest]], device=model.device)
         logits = model.hf(input_ids=ids, use_cache=False).logits[0, :-1].float()
         total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
         count += ids.shape[1] - 1

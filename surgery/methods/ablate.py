@@ -5,7 +5,8 @@ For a writer y = W x + b and orthonormal directions R (k, d),
     R W' = (1 - strength) R W,   R b' = (1 - strength) R b.
 
 strength 1 removes, 0.5 halves, negative amplifies: the model's own signal, so prompts that do not show
-it are left alone. Behind a post-norm (Gemma) the directions are taken through the norm's gain first.
+it are left alone. With readers A (k, d), A R^T = I, what is read and scaled is A W, and what changes is
+still along R (`directions.reader`). Behind a post-norm (Gemma) both are taken through its gain first.
 Orientation, biases and norms come from the architecture table, never from a shape.
 """
 
@@ -24,10 +25,13 @@ from surgery.directions.algebra import (
     ablation_keeping_columns,
     ablation_of_bias,
     behind_norm,
+    behind_norm_read,
+    dual,
     leak,
     orthonormal,
 )
 from surgery.directions.find import project_off
+from surgery.directions.reader import with_reader
 from surgery.directions.select import FEWEST, select
 from surgery.errors import SurgeryError
 from surgery.methods.solved import Solved
@@ -47,8 +51,8 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
     if part.spare is not None and part.sparing == "shift" and part.direction is None:
         return solve_sparing(_prompts(part), model, seed)
     directions, filled = _directions(part, model)
-    R = orthonormal([_vector(d, part) for d in directions])
-    strengths = layer_strengths(part, model.n_layers)
+    R, readers = _rows(directions, filled)
+    strengths = layer_strengths(filled, model.n_layers)
     chosen = [w for w in model.writers() if _is_chosen(w, part, strengths)]
     untie, edits_head = _tie_policy(part, model, chosen)
     if part.mean == "keep" and not all(w.bias for w in chosen):
@@ -62,7 +66,7 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
     for writer in track(chosen, "ablating writers"):
         strength = strengths[writer.layer] if writer.layer is not None else _overall(part)
         changes, leaks[writer.label] = _edit_writer(
-            model, writer, R, strength, part, [d.negative for d in directions]
+            model, writer, R, readers, strength, part, [d.negative for d in directions]
         )
         tensors.update(changes)
     return Solved(
@@ -71,6 +75,7 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
         {
             "direction": {"layer": directions[0].layer, "position": directions[0].position},
             "selection": directions[0].metadata.get("selection"),
+            "layers": [layer for layer, strength in enumerate(strengths) if strength],
             "writers": len(chosen),
             "leak": {"most": max(leaks.values()), "least": min(leaks.values())},
         },
@@ -89,7 +94,9 @@ def _directions(part: AblateEdit, model: Model) -> tuple[list[Direction], Ablate
                 raise SurgeryError(
                     f"{file} has {one.vector.numel()} numbers, the stream has {model.hidden_size}"
                 )
-        return found, part
+        if part.reader == "whitened" and any(d.reader is None for d in found):
+            raise SurgeryError(f"{files[0]} holds no reader: leave out reader: whitened")
+        return found, _with_choices(part, found[0], model)
     part = _prompts(part)
     assert isinstance(part.positive, list) and isinstance(part.negative, list)
     spare = part.spare if isinstance(part.spare, list) else None
@@ -111,7 +118,22 @@ def _directions(part: AblateEdit, model: Model) -> tuple[list[Direction], Ablate
             part.chat,
         )
     filled = part.model_copy(update={"layer": found.layer, "position": found.position})
-    return [found], filled
+    if part.reader == "whitened" and found.reader is None:
+        assert isinstance(part.positive, list) and isinstance(part.negative, list)
+        found = with_reader(model, found, part.positive, part.negative, part.chat)
+    return [found], _with_choices(filled, found, model)
+
+
+def _with_choices(part: AblateEdit, direction: Direction, model: Model) -> AblateEdit:
+    """What a selection found best and the part does not say: the layers (unless the strengths are a curve
+    over them) and the reader (unless another option needs the plain one)."""
+    choices: dict[str, Any] = {}
+    if part.reader is None:
+        plain = direction.reader is None or any(_needs_plain(part).values())
+        choices["reader"] = "plain" if plain else "whitened"
+    if part.layers is None and direction.layers and isinstance(part.strength, float | int):
+        choices["layers"] = [layer for layer in direction.layers if layer < model.n_layers]
+    return part.model_copy(update=choices)
 
 
 def _prompts(part: AblateEdit) -> AblateEdit:
@@ -127,8 +149,28 @@ def _prompts(part: AblateEdit) -> AblateEdit:
     )
 
 
-def _vector(direction: Direction, part: AblateEdit) -> torch.Tensor:
-    return project_off(direction, direction.negative) if part.project else direction.vector
+def _rows(
+    directions: list[Direction], part: AblateEdit
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What is taken away (k, d), and what reads it; None: the same rows, which are then orthonormal."""
+    if part.reader == "whitened":
+        odd = [n for n, is_odd in _needs_plain(part).items() if is_odd]
+        if odd:
+            raise SurgeryError(f"{', '.join(odd)} goes with reader: plain only")
+        vectors = torch.stack([d.vector.double() for d in directions])
+        reads = torch.stack([d.vector if d.reader is None else d.reader for d in directions])
+        return vectors, dual(vectors, reads)
+    found = [project_off(d, d.negative) if part.project else d.vector for d in directions]
+    return orthonormal(found), None
+
+
+def _needs_plain(part: AblateEdit) -> dict[str, bool]:
+    """Options that have a meaning for the orthogonal projection only, and whether they are set."""
+    return {
+        "project": part.project,
+        "norm: columns": part.norm == "columns",
+        "mean: keep": part.mean == "keep",
+    }
 
 
 # ---------------------------------------------------------------------- where, and how much
@@ -199,6 +241,7 @@ def _edit_writer(
     model: Model,
     writer: Writer,
     R: torch.Tensor,
+    readers: torch.Tensor | None,
     strength: float,
     part: AblateEdit,
     negatives: list[torch.Tensor],
@@ -206,11 +249,14 @@ def _edit_writer(
     """Changes of a writer's weight and bias, and the share of the direction it still writes."""
     module: Any = model.module(writer.module)
     weight = module.weight.detach().cpu()
+    rows, reads = R, readers
     if writer.post_norm is not None:
         norm: Any = model.module(writer.post_norm)
-        rows = behind_norm(R, norm.weight.detach().cpu().double() + writer.norm_offset)
-    else:
-        rows = R
+        gain = norm.weight.detach().cpu().double() + writer.norm_offset
+        if reads is None:
+            rows = behind_norm(R, gain)
+        else:
+            rows, reads = behind_norm_read(R, reads, gain)
     key = model.stored_key(writer.weight)
     changes: dict[str, Change] = {}
     if part.norm == "columns":
@@ -218,15 +264,15 @@ def _edit_writer(
             ablation_keeping_columns(weight, rows, strength, writer.layout).float()
         )
     else:
-        B, A = ablation(weight, rows, strength, writer.layout)
+        B, A = ablation(weight, rows, strength, writer.layout, reads)
         changes[key] = LowRank(A=A.float().contiguous(), B=B.float().contiguous())
     if writer.bias:
-        change = ablation_of_bias(module.bias.detach().cpu(), rows, strength)
+        change = ablation_of_bias(module.bias.detach().cpu(), rows, strength, reads)
         if part.mean == "keep":
             change = change + _restored_mean(rows, negatives, strength, model.n_layers)
         changes[model.stored_key(f"{writer.module}.bias")] = Dense(change.float())
     after = weight.double() + changes[key].value().double()
-    return changes, leak(weight, after, rows, writer.layout)
+    return changes, leak(weight, after, rows if reads is None else reads, writer.layout)
 
 
 def _restored_mean(

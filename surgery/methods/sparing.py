@@ -9,7 +9,7 @@ import torch
 from surgery.delta import Change, combine
 from surgery.directions.conditional import conditional_shift, layer_keys
 from surgery.directions.metric import Opening
-from surgery.directions.select import first_logits, prompt_rows
+from surgery.directions.trial import first_logits, prompt_rows
 from surgery.errors import SurgeryError
 from surgery.methods.solved import Solved, as_delta, stored_factors, weight_key
 from surgery.model import Model
@@ -58,7 +58,7 @@ def _check(part: AblateEdit) -> None:
     """What has no meaning here is an error, not ignored."""
     if not isinstance(part.strength, float | int):
         raise SurgeryError("sparing: shift takes one strength; choose where with layers")
-    fields = ("writers", "project", "norm", "mean", "embeddings", "position")
+    fields = ("writers", "reader", "project", "norm", "mean", "embeddings", "position")
     plain = AblateEdit()
     odd = [name for name in fields if getattr(part, name) != getattr(plain, name)]
     if odd:

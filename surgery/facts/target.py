@@ -9,8 +9,9 @@ For each fact, find a d that brings down (Meng et al., arXiv 2202.05262 eq. 4; 2
 until it is below `stop_loss`. The papers use Adam: some fifteen steps, each of about the same length
 whatever the gradient, and a d that is long for what it does. Here each step is the shortest that would
 be enough if the margins of the answers were linear in d (see margins.py), within a radius that grows
-while that holds and shrinks when it does not. It takes a third of the steps, and a shorter d leaves
-more of the model as it was. With a `learning_rate` it is the papers' Adam.
+while that holds and shrinks when it does not. It takes half to a third of the steps, and a shorter d
+leaves more of the model as it was. With a `learning_rate` it is the papers' Adam; edits of a single layer
+use that (see rome.py).
 
 Facts are solved side by side, each with its own d, and leave the batch when they have converged.
 """

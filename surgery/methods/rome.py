@@ -32,6 +32,10 @@ from surgery.statistics import collect
 
 # The edited layer, as a share of the depth.
 DEPTH = 0.17
+# Targets of one layer are found with Adam, as published, not by the shortest steps: its longer change
+# carries further from the edited sentence (SmolLM2, 16 facts: paraphrases 100 %, against 88 % with the
+# shortest steps, or 94 % when they make for a twentieth of the loss). One layer can afford the length.
+LEARNING_RATE = 0.5
 
 
 def default_layer(model: Model) -> int:
@@ -51,7 +55,7 @@ def target_settings(part: FactPart, layer: int) -> TargetSettings:
         layer=layer,
         site="value",
         steps=part.steps,
-        learning_rate=part.learning_rate,
+        learning_rate=part.learning_rate or LEARNING_RATE,
         clamp=part.clamp or default.clamp,
         kl_factor=part.kl_factor,
         weight_decay=decay if decay is not None else default.weight_decay,

@@ -29,7 +29,8 @@ class FactPart(Part):
     learning_rate: float | None = Field(
         default=None,
         gt=0,
-        description="find targets with Adam at this rate; default: the shortest sufficient steps",
+        description="find targets with Adam at this rate; default: 0.5 for one layer (rome, emmet), the "
+        "shortest sufficient steps for several",
     )
     clamp: float | None = Field(
         default=None, gt=0, description="longest change of the target, in lengths of what was there"

@@ -219,8 +219,8 @@ class Suite(SuitePart):
         return spread(texts, part.passages)
 
 
-def spread(items: list[Any], most: int | None) -> list[Any]:
+def spread(items: Sequence[Any], most: int | None) -> list[Any]:
     """`most` of the items, evenly over the list and the same every time."""
     if most is None or most >= len(items):
-        return items
+        return list(items)
     return [items[i * len(items) // most] for i in range(most)]

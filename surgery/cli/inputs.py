@@ -1,7 +1,8 @@
-"""Checks of what the command line names, made before any long work begins."""
+"""What commands share: arguments, and checks of what they name, made before any long work begins."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,20 @@ from surgery.errors import SurgeryError
 
 if TYPE_CHECKING:
     from surgery.spec import EditSpec
+
+
+def suite_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which suite is measured, and where its files lie."""
+    parser.add_argument(
+        "--suite", metavar="NAME", help="quick, standard, full, public or a .yaml (default: quick)"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where files that the suite names lie; may be given more than once",
+    )
 
 
 def base_of(given: str | None, spec: EditSpec, name: str) -> Path:

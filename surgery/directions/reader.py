@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import torch
 
+from surgery.audit.suite import spread
 from surgery.directions.capture import activations, frame
 from surgery.directions.direction import Direction
 from surgery.flinch.damage import ordinary_texts
@@ -90,9 +91,3 @@ def second_moment(model: Model, layer: int, texts: Sequence[str]) -> torch.Tenso
         total += seen[0].T @ seen[0]
         count += len(seen[0])
     return total / max(1, count)
-
-
-def spread(items: Sequence[str], most: int) -> list[str]:
-    """At most that many, evenly spread."""
-    step = max(1.0, len(items) / most)
-    return [items[int(i * step)] for i in range(min(most, len(items)))]

@@ -33,11 +33,6 @@ class Losses:
     kl: torch.Tensor
     gradient: torch.Tensor
 
-    @property
-    def mean_nll(self) -> torch.Tensor:
-        """(facts,) per token of the answer, mean over the contexts."""
-        return (self.nll / self.tokens).mean(1)
-
 
 @dataclass(frozen=True)
 class Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from surgery.cli.inputs import suite_arguments
 from surgery.cli.outcome import REJECTED, Outcome
 
 HELP = "measure what an edit did and what else it broke, against controls"
@@ -19,16 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spec", metavar="SPEC", help="facts and limits (default: the deltas' own)"
     )
-    parser.add_argument(
-        "--suite", metavar="NAME", help="quick, standard, full, public or a .yaml (default: quick)"
-    )
-    parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="where files that the suite names lie; may be given more than once",
-    )
+    suite_arguments(parser)
     parser.add_argument(
         "--items", type=int, metavar="N", help="at most so many items of a task, passages of a text"
     )

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from surgery.cli.inputs import suite_arguments
 from surgery.cli.outcome import DONE, REJECTED, Outcome
 
 if TYPE_CHECKING:
@@ -28,16 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "exit code 3",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing checkpoint")
-    parser.add_argument(
-        "--suite", metavar="NAME", help="quick, standard, full, public or a .yaml (default: quick)"
-    )
-    parser.add_argument(
-        "--data",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="where files that the suite names lie; may be given more than once",
-    )
+    suite_arguments(parser)
     parser.add_argument("--prompts", metavar="FILE", help="more prompts to answer, one a line")
     parser.add_argument(
         "--link",

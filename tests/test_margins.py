@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from surgery.facts.margins import least_distance, margins, shortest_step
 from surgery.facts.search import Adam, Search, Seen, Shortest, Terms
+from surgery.facts.target import inverse_root
 
 WIDTH = 12
 
@@ -24,10 +26,16 @@ def problem(seed: int, contexts: int):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 6), st.sampled_from([0.0, 0.5, 20.0]))
-def test_it_is_the_shortest_that_is_enough(seed, contexts, weight):
+@given(st.integers(0, 10_000), st.integers(1, 6), st.sampled_from([0.0, 0.5, 20.0]), st.booleans())
+def test_it_is_the_shortest_that_is_enough(seed, contexts, weight, has_metric):
     loss, gradients, wanted, kl, kl_gradient = problem(seed, contexts)
-    step = shortest_step(loss, gradients, wanted, kl, kl_gradient, weight)
+    metric, root = np.eye(WIDTH), None
+    if has_metric:
+        half = np.random.default_rng(seed).normal(size=(WIDTH, WIDTH))
+        metric = half @ half.T / WIDTH + 0.1 * metric
+        root = inverse_root(torch.from_numpy(metric))
+        np.testing.assert_allclose(root @ metric @ root, np.eye(WIDTH), atol=1e-9)
+    step = shortest_step(loss, gradients, wanted, kl, kl_gradient, weight, root)
 
     # Margins by their definition, from probabilities, and their gradients by differences.
     def log_odds(total):
@@ -45,12 +53,12 @@ def test_it_is_the_shortest_that_is_enough(seed, contexts, weight):
     r, h = kl**0.5, kl_gradient / (2 * kl**0.5)
 
     def cost(s):
-        return s @ s + weight * (r + h @ s) ** 2
+        return s @ metric @ s + weight * (r + h @ s) ** 2
 
     general = minimize(
         cost,
         step * 0,
-        jac=lambda s: 2 * s + 2 * weight * (r + h @ s) * h,
+        jac=lambda s: 2 * metric @ s + 2 * weight * (r + h @ s) * h,
         constraints={"type": "ineq", "fun": lambda s: J @ s - missing, "jac": lambda s: J},
         method="SLSQP",
         options={"ftol": 1e-13, "maxiter": 1000},

@@ -23,7 +23,7 @@ from torch import nn
 
 from surgery.facts.rows import Row
 from surgery.model import Model, pad
-from surgery.model.hooks import argument, first, hooks
+from surgery.model.hooks import argument, first, hooks, with_argument
 
 Site = Literal["stream", "value"]
 
@@ -160,9 +160,9 @@ class Bucket:
         model, above = self.model, self.layer + 1
         entry = model.layer(above) if above < model.n_layers else model.final_norm
         with _skipped(model, above), hooks() as attach, torch.enable_grad():
-            attach.pre(entry, lambda _m, a, k: _replaced(a, k, hidden))
+            attach.pre(entry, lambda _m, a, k: with_argument(a, k, hidden))
             attach.pre(
-                model.head, lambda _m, a, k: _replaced(a, k, argument(a, k)[row, column][None])
+                model.head, lambda _m, a, k: with_argument(a, k, argument(a, k)[row, column][None])
             )
             output = model.hf(
                 input_ids=self.ids,
@@ -196,12 +196,6 @@ def _past(tensor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Some columns (rows, past) of keys or values (rows, heads, tokens, head_dim); zeros for those < 0."""
     index = columns.clamp(min=0)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
     return tensor.gather(2, index).masked_fill((columns < 0)[:, None, :, None], 0).detach()
-
-
-def _replaced(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: torch.Tensor) -> Any:
-    if args:
-        return (hidden, *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": hidden}
 
 
 class _Passed(nn.Module):

@@ -10,12 +10,14 @@ straight line. So a model of m that is linear in the change d is good over long 
 sees only the gradient of L, needs many. With J the gradients of the margins (one row a context) and m*
 the margins wanted, the step is the shortest that reaches them all,
 
-    minimise |s|^2 + nu (r + h s)^2    subject to    m + J s >= m*,                               (1)
+    minimise s^T M s + nu (r + h s)^2    subject to    m + J s >= m*,                             (1)
 
-where r = sqrt(KL) of the row that should keep its prediction and h is its gradient. That is Gauss-Newton
-with an inequality for each context: those that already say the answer ask for nothing. In coordinates
-y = M^(1/2) s + c, with M = I + nu h h^T, (1) is the problem of least distance of Lawson and Hanson
-(Solving Least Squares Problems, ch. 23), one non-negative least squares in as many unknowns as contexts.
+where r = sqrt(KL) of the row that should keep its prediction and h is its gradient, and M says what a
+length is: the identity, or how much a change is noticed elsewhere (`statistics.sensitivity`). That is
+Gauss-Newton with an inequality for each context: those that already say the answer ask for nothing. In
+coordinates y = N^(1/2) s + c, with N = M + nu h h^T, (1) is the problem of least distance of Lawson and
+Hanson (Solving Least Squares Problems, ch. 23), one non-negative least squares in as many unknowns as
+contexts.
 """
 
 from __future__ import annotations
@@ -39,13 +41,19 @@ def shortest_step(
     kl: float,
     kl_gradient: np.ndarray,
     kl_weight: float,
+    root: np.ndarray | None = None,
 ) -> np.ndarray:
     """The step (d_model,) of (1), all float64.
 
     loss: (contexts,) summed negative log-likelihood of the answer in each; gradients: (contexts,
     d_model) of it; wanted: (contexts,) the same sums to be reached, above zero. kl, kl_gradient
-    (d_model,): of the row to be kept; kl_weight: nu, in units of squared length per nat.
+    (d_model,): of the row to be kept; kl_weight: nu, in units of squared length per nat. root: M^(-1/2),
+    symmetric (d_model, d_model); None: M is the identity.
     """
+    if root is not None:
+        # s = M^(-1/2) y: the same question for y, with every gradient seen through the root.
+        J, h = gradients @ root, kl_gradient @ root
+        return root @ shortest_step(loss, J, wanted, kl, h, kl_weight)
     loss = np.maximum(loss, 1e-12)
     J = gradients / np.expm1(-loss)[:, None]  # expm1(-L) = -(1 - e^-L)
     missing = margins(wanted) - margins(loss)
@@ -58,7 +66,7 @@ def shortest_step(
     size = h @ h
     if size == 0:
         return least_distance(J, missing)
-    # M^(-1/2) = I - b h h^T, and the minimum of (1) without constraints is s_0 = -nu r h / (1 + nu |h|^2).
+    # N^(-1/2) = I - b h h^T, and the minimum of (1) without constraints is s_0 = -nu r h / (1 + nu |h|^2).
     b = (1 - 1 / np.sqrt(1 + kl_weight * size)) / size
     free = -kl_weight * r / (1 + kl_weight * size) * h
     scaled = J - b * np.outer(J @ h, h)

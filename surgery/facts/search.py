@@ -92,10 +92,14 @@ class Search:
 
 
 class Shortest(Search):
-    """The shortest sufficient step, from the best d so far, within a radius."""
+    """The shortest sufficient step, from the best d so far, within a radius.
 
-    def __init__(self, terms: Terms, start_length: float) -> None:
+    root: M^(-1/2) of the metric M that says what is short, (d_model, d_model); None: the identity.
+    """
+
+    def __init__(self, terms: Terms, start_length: float, root: np.ndarray | None = None) -> None:
         super().__init__(terms, start_length)
+        self.root = root
         self.radius = RADIUS * start_length
         self.history: list[float] = []
 
@@ -129,6 +133,7 @@ class Shortest(Search):
             at.kl,
             at.gradient[-1],
             KL_WEIGHT * self.terms.kl_factor * self.length**2,
+            self.root,
         )
         size = float(np.linalg.norm(step))
         return self.clamped(at.change + step * min(1.0, self.radius / max(size, 1e-30)))

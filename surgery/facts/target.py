@@ -10,8 +10,9 @@ until it is below `stop_loss`. The papers use Adam: some fifteen steps, each of 
 whatever the gradient, and a d that is long for what it does. Here each step is the shortest that would
 be enough if the margins of the answers were linear in d (see margins.py), within a radius that grows
 while that holds and shrinks when it does not. It takes half to a third of the steps, and a shorter d
-leaves more of the model as it was. With a `learning_rate` it is the papers' Adam; edits of a single layer
-use that (see rome.py).
+leaves more of the model as it was; all the more so when "short" means hardly noticed by ordinary text
+(`metric`, see statistics/sensitivity.py). With a `learning_rate` it is the papers' Adam; edits of a single
+layer use that (see rome.py).
 
 Facts are solved side by side, each with its own d, and leave the batch when they have converged.
 """
@@ -83,10 +84,16 @@ def solve_targets(
     rewriting: Sequence[Sequence[Row]],
     essence: Sequence[Row],
     settings: TargetSettings,
+    metric: torch.Tensor | None = None,
     batch_rows: int = 256,
 ) -> Targets:
     """Solve for every fact: `rewriting[f]` are its contexts (the bare prompt first), `essence[f]` the
-    row whose next token should stay what it is."""
+    row whose next token should stay what it is.
+
+    metric: what the length of a step is measured in, positive definite (d_model, d_model); None: the
+    identity. Adam has no use for it.
+    """
+    root = None if metric is None else inverse_root(metric)
     per_fact = len(rewriting[0]) + 1
     size = max(1, batch_rows // per_fact)
     # Facts of similar length together: less padding, and padding is what a batch wastes.
@@ -102,18 +109,30 @@ def solve_targets(
                 settings.layer,
                 settings.site,
             )
-            parts.append(_minimise(problem, settings, progress))
+            parts.append(_minimise(problem, settings, root, progress))
     joined = Targets(
         *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Targets))
     )
     return joined[torch.argsort(torch.tensor(order)).to(joined.change.device)]
 
 
-def _minimise(problem: Problem, settings: TargetSettings, progress: Any) -> Targets:
+def inverse_root(metric: torch.Tensor) -> np.ndarray:
+    """M^(-1/2), symmetric, float64."""
+    values, vectors = np.linalg.eigh(metric.cpu().double().numpy())
+    return (vectors / np.sqrt(values)) @ vectors.T
+
+
+def _minimise(
+    problem: Problem, settings: TargetSettings, root: np.ndarray | None, progress: Any
+) -> Targets:
     """Evaluate, let each fact propose its next d, drop the facts that are done, until none is left."""
     start = problem.start
-    kind = Shortest if settings.learning_rate is None else Adam
-    searches = [kind(settings.terms, float(length)) for length in start.norm(dim=-1)]
+    searches: list[Search] = [
+        Shortest(settings.terms, length, root)
+        if settings.learning_rate is None
+        else Adam(settings.terms, length)
+        for length in start.norm(dim=-1).tolist()
+    ]
     left, change = searches, torch.zeros_like(start)
     for step in range(1, settings.steps + 1):
         losses = problem.losses(change)

@@ -13,7 +13,7 @@ from surgery.facts.target import Targets, TargetSettings, solve_targets
 from surgery.methods.joint import Joint
 from surgery.model import Model
 from surgery.spec import SpreadPart
-from surgery.statistics import Statistics, collect
+from surgery.statistics import Statistics, collect, metric, sensitivity
 
 # The middle of the edited layers, as a share of the depth, and how many there are.
 DEPTH, COUNT = 0.2, 5
@@ -69,6 +69,7 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
         [request.rewriting for request in requests.items],
         [request.essence for request in requests.items],
         settings,
+        metric(sensitivity(model, layers[-1])) if settings.learning_rate is None else None,
     )
     requests, targets = _without_hopeless(requests, targets)
     against = statistics.against(model, requests.facts)

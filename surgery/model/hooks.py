@@ -53,3 +53,8 @@ def with_first(output: Any, hidden: torch.Tensor) -> Any:
 def argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The hidden states a module is called with."""
     return args[0] if args else kwargs["hidden_states"]
+
+
+def with_argument(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: torch.Tensor) -> Any:
+    """The same call with other hidden states, as a pre-hook returns it."""
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})

@@ -5,8 +5,8 @@
 Facts are taken from the ones that ship with the audit and the model already knows (it says them greedily),
 each asked to become another answer of its relation; --facts takes a list of your own with
 target_true, paraphrase_prompts and neighbourhood fields. Neighbours are facts of the same relation about
-subjects that are not edited. `rome` and `finetune` edit one fact at a time and are averaged over `--single`
-of them; the others solve all at once. Rows are appended to --out as they are measured.
+subjects that are not edited. `rome` edits one fact at a time and is averaged over `--single` of them; the
+others solve all at once. Rows are appended to --out as they are measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from surgery.resources import path
 from surgery.spec import EditSpec, Fact, read_facts
 from surgery.stack import applied
 
-ONE_BY_ONE = ("rome", "finetune")
+ONE_BY_ONE = ("rome",)
 NEIGHBOURS = 4
 COLUMNS = (
     "method", "facts", "new preferred", "greedy", "paraphrases", "neighbours", "KL", "perplexity",
@@ -85,6 +85,21 @@ def preferred(model: Model, asked: list[tuple[str, str, str]]) -> tuple[list[boo
     return better, [score.greedy for score in scores[:half]]
 
 
+def asked(facts: list[Fact]) -> list[tuple[str, str, str]]:
+    """The edited prompts: new answer against the old one."""
+    return [(f.text, f.target, f.target_true or "") for f in facts]
+
+
+def near(facts: list[Fact], edited: set[str]) -> list[tuple[str, str, str]]:
+    """Neighbours: their own answer against the new one of the fact; none about an edited subject."""
+    return [
+        (p, t, f.target)
+        for f in facts
+        for p, t in zip(f.neighborhood_prompts, f.neighborhood_targets, strict=True)
+        if t != f.target and not any(subject in p for subject in edited)
+    ]
+
+
 def measure(model: Model, method: str, facts: list[Fact], edited: set[str], before) -> dict:  # noqa: ANN001
     """Solve, put on, and measure one edit. `edited`: subjects that are not neighbours."""
     begin = time.perf_counter()
@@ -93,21 +108,14 @@ def measure(model: Model, method: str, facts: list[Fact], edited: set[str], befo
     )
     delta = surgery.solve(spec, model)
     seconds = time.perf_counter() - begin
-    direct = [(f.text, f.target, f.target_true or "") for f in facts]
     para = [
         (f.filled(p), f.target, f.target_true or "") for f in facts for p in f.paraphrase_prompts
     ]
-    near = [
-        (p, t, f.target)
-        for f in facts
-        for p, t in zip(f.neighborhood_prompts, f.neighborhood_targets, strict=True)
-        if t != f.target and not any(subject in p for subject in edited)
-    ]
     passages_, base, head = before
     with applied(model, delta):
-        success, greedy = preferred(model, direct)
+        success, greedy = preferred(model, asked(facts))
         paraphrases, _ = preferred(model, para)
-        neighbours, _ = preferred(model, near)
+        neighbours, _ = preferred(model, near(facts, edited))
         after = text_states(model, passages_)
         kl = divergence(base, head, after, Head.of(model)).kl
     return {
@@ -140,7 +148,7 @@ def table_row(method: str, count: int, found: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", default="weights/smollm2-135m-instruct")
     parser.add_argument("--facts", help="a list of facts, instead of the ones that ship")
     parser.add_argument("--methods", nargs="+", default=["rome", "emmet", "memit", "alphaedit"])

@@ -12,7 +12,7 @@ import torch
 
 from surgery.facts.rows import Row
 from surgery.facts.search import Seen, Shortest
-from surgery.facts.target import Targets, TargetSettings
+from surgery.facts.target import Targets, TargetSettings, inverse_root
 from surgery.model import Model, pad
 
 
@@ -21,18 +21,19 @@ def plain_targets(
     rewriting: Sequence[Sequence[Row]],
     essence: Sequence[Row],
     settings: TargetSettings,
+    metric: torch.Tensor | None = None,
     side: str = "left",
 ) -> Targets:
     """What `surgery.facts.target.solve_targets` gives, computed the long way."""
     found = [
-        _one_fact(model, [*rows, last], settings, side)
+        _one_fact(model, [*rows, last], settings, metric, side)
         for rows, last in zip(rewriting, essence, strict=True)
     ]
     return Targets(*(torch.stack(column) for column in zip(*found, strict=True)))
 
 
 def _one_fact(
-    model: Model, rows: list[Row], settings: TargetSettings, side: str
+    model: Model, rows: list[Row], settings: TargetSettings, metric: torch.Tensor | None, side: str
 ) -> tuple[torch.Tensor, ...]:
     batch = pad([row.ids for row in rows], model, side)
     starts = [batch.ids.shape[1] - len(row.ids) if side == "left" else 0 for row in rows]
@@ -70,7 +71,7 @@ def _one_fact(
         _, _, before = parts(torch.zeros(model.hidden_size))
     start = seen[0][0]
     if settings.learning_rate is None:
-        return _shortest(parts, before, start, settings)
+        return _shortest(parts, before, start, settings, metric)
     return _adam(parts, before, start, settings)
 
 
@@ -108,10 +109,15 @@ def _adam(
 
 
 def _shortest(
-    parts: Parts, before: torch.Tensor, start: torch.Tensor, settings: TargetSettings
+    parts: Parts,
+    before: torch.Tensor,
+    start: torch.Tensor,
+    settings: TargetSettings,
+    metric: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
     """The same search, on losses and gradients found the long way: one backward pass a context."""
-    search = Shortest(settings.terms, float(start.norm()))
+    root = None if metric is None else inverse_root(metric)
+    search = Shortest(settings.terms, float(start.norm()), root)
     change = torch.zeros_like(start)
     while not search.done and search.steps < settings.steps:
         leaf = change.clone().requires_grad_(True)

@@ -60,6 +60,24 @@ def test_fast_equals_plain(tiny_model, family, site, rate):
     assert (fast.nll < untouched.nll - 0.03).all() and (fast.kl > 1e-4).all()
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_metric_makes_steps_short_in_itself(tiny_model, family):
+    """Still what the long way gives; and half the directions, ten times as long, are hardly used."""
+    model = tiny_model(family)
+    options = TargetSettings(layer=1, site="stream", steps=4)
+    scale = torch.ones(model.hidden_size)
+    scale[::2] = 100.0
+    fast = solve_targets(model, *rows(model), options, torch.diag(scale))
+    agree(fast, plain_targets(model, *rows(model), options, torch.diag(scale)))
+    plain = solve_targets(model, *rows(model), options)
+
+    def share(found):
+        return (found.change[:, ::2].norm(dim=-1) / found.change.norm(dim=-1)).mean()
+
+    assert share(fast) < 0.5 * share(plain)
+    agree(solve_targets(model, *rows(model), options, torch.eye(model.hidden_size)), plain)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 @pytest.mark.parametrize("layer", [0, 3], ids=["first layer", "last layer"])
 def test_first_and_last_layer(tiny_model, family, layer):

@@ -33,7 +33,7 @@ Whitener = Callable[[torch.Tensor], torch.Tensor]
 # Share of the energy of ordinary keys that lies in the null space.
 THRESHOLD = 0.4
 # L2 over the median of k^T P k.
-RIDGE = 0.5
+RIDGE = 0.3
 
 
 def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.facts.least_squares import compress, factor, in_metric, null_space, solve
+from surgery.facts.least_squares import factor, in_metric, null_space, solve
 
 D, D_FF = 6, 11
 
@@ -23,25 +23,54 @@ def problem(n: int, seed: int = 0, earlier: int = 0):
     return keys, residuals, text.T @ text / 200
 
 
-def dense(keys, residuals, metric, softness):
-    """argmin tr(dW M dW^T) * softness + |dW K - R|^2 by its normal equations."""
-    wanted = torch.cat([residuals.new_zeros(D, keys.shape[1] - residuals.shape[1]), residuals], 1)
+def dense(keys, wanted, metric, softness):
+    """argmin tr(dW M dW^T) * softness + |dW K - wanted|^2 by its normal equations."""
     return wanted @ keys.T @ torch.linalg.inv(softness * metric + keys @ keys.T)
 
 
-@settings(max_examples=25, deadline=None)
+def whiten(c):
+    return lambda columns: in_metric(c, columns)
+
+
+def keeping(earlier: int, n: int) -> torch.Tensor:
+    """E for n facts after keys that are to keep their outputs."""
+    return torch.cat([torch.zeros(n, earlier), torch.eye(n)], 1).double()
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(1, 5),
-    earlier=st.integers(0, 4),
+    earlier=st.integers(0, 14),
     weight=st.floats(0.1, 1e4),
     seed=st.integers(0, 1000),
 )
 def test_memit_equals_the_normal_equations(n, earlier, weight, seed):
-    """dW = R K^T (lambda C + K K^T)^-1, with and without keys that are to keep their outputs."""
+    """dW = R K^T (lambda C + K K^T)^-1, with and without keys that are to keep their outputs, with fewer
+    and with more keys than the layer is wide."""
     keys, residuals, c = problem(n, seed, earlier)
-    B, A = solve(keys, in_metric(c, keys), residuals, softness=weight)
-    expected = dense(keys, residuals, c, weight)
-    torch.testing.assert_close(B @ A, expected, rtol=1e-6, atol=1e-9)
+    E = keeping(earlier, n)
+    A = solve(keys, whiten(c), weight, E)
+    assert A.shape == (n, D_FF)
+    torch.testing.assert_close(
+        residuals @ A, dense(keys, residuals @ E, c, weight), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_several_keys_of_a_fact_are_weighted_equations():
+    """sum over contexts of w |dW k - r|^2, for facts with four keys each."""
+    keys, residuals, c = problem(8)
+    w = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    E = torch.kron(torch.eye(2).double(), w.sqrt()[None])
+    A = solve(keys * w.sqrt().repeat(2), whiten(c), 0.3, E)
+    of_fact = residuals[:, :2].repeat_interleave(4, dim=1)
+    weights = torch.diag(w.repeat(2))
+    expected = of_fact @ weights @ keys.T @ torch.linalg.inv(0.3 * c + keys @ weights @ keys.T)
+    torch.testing.assert_close(residuals[:, :2] @ A, expected, rtol=1e-8, atol=1e-10)
+    # One key given twice at half the weight is that key.
+    twice = solve(
+        keys.repeat(1, 2) * 0.5**0.5, whiten(c), 0.3, torch.eye(8).double().repeat(1, 2) * 0.5**0.5
+    )
+    torch.testing.assert_close(twice, solve(keys, whiten(c), 0.3), rtol=1e-8, atol=1e-10)
 
 
 def test_earlier_keys_are_held():
@@ -49,11 +78,11 @@ def test_earlier_keys_are_held():
     keys, residuals, c = problem(2, earlier=3)
     old = keys[:, :3]
 
-    def moved(k: torch.Tensor) -> float:
-        B, A = solve(k, in_metric(c, k), residuals, softness=1e-6)
-        return float((B @ A @ old).norm())
+    def moved(k: torch.Tensor, earlier: int) -> float:
+        A = solve(k, whiten(c), 1e-6, keeping(earlier, 2))
+        return float((residuals @ A @ old).norm())
 
-    assert moved(keys) < 1e-3 * moved(keys[:, 3:])
+    assert moved(keys, 3) < 1e-3 * moved(keys[:, 3:], 0)
 
 
 def test_alphaedit_equals_the_projected_normal_equations():
@@ -62,7 +91,7 @@ def test_alphaedit_equals_the_projected_normal_equations():
     U = null_space(c, threshold=0.05)
     assert 0 < U.shape[1] < D_FF
     P = U @ U.T
-    B, A = solve(keys, P @ keys, residuals, softness=0.7)
+    B, A = residuals, solve(keys, lambda columns: P @ columns, 0.7, keeping(2, 3))
     new, eye = keys[:, 2:], torch.eye(D_FF, dtype=torch.float64)
     expected = residuals @ new.T @ P @ torch.linalg.inv(keys @ keys.T @ P + 0.7 * eye)
     torch.testing.assert_close(B @ A, expected, rtol=1e-8, atol=1e-10)
@@ -85,7 +114,7 @@ def kkt_change(keys, residuals, metric):
 @pytest.mark.parametrize("n", [1, 4], ids=["rome", "emmet"])
 def test_equalities_equal_the_constrained_least_squares(n):
     keys, residuals, c = problem(n)
-    B, A = solve(keys, in_metric(c, keys), residuals, softness=0.0)
+    B, A = residuals, solve(keys, whiten(c), 0.0)
     assert torch.linalg.matrix_rank(B @ A) == n
     torch.testing.assert_close(B @ A @ keys, residuals)
     torch.testing.assert_close(B @ A, kkt_change(keys, residuals, c), rtol=1e-7, atol=1e-9)
@@ -104,9 +133,9 @@ def test_dependent_keys_need_softness():
     keys, residuals, c = problem(2)
     keys[:, 1] = keys[:, 0]
     with pytest.raises(RuntimeError, match="positive-definite"):
-        solve(keys, in_metric(c, keys), residuals, softness=0.0)
-    B, A = solve(keys, in_metric(c, keys), residuals, softness=1e-3)
-    torch.testing.assert_close(B @ A, dense(keys, residuals, c, 1e-3), rtol=1e-6, atol=1e-8)
+        solve(keys, whiten(c), 0.0)
+    A = solve(keys, whiten(c), 1e-3)
+    torch.testing.assert_close(residuals @ A, dense(keys, residuals, c, 1e-3), rtol=1e-6, atol=1e-8)
 
 
 def test_the_ridge_is_relative_to_the_mean_eigenvalue():
@@ -129,13 +158,3 @@ def test_the_null_space_holds_the_share_it_is_given(threshold, scale, seed):
     values = torch.linalg.eigvalsh(c)
     assert m == D_FF or values[: m + 1].sum() / values.sum() > threshold
     assert m == null_space(c, threshold).shape[1]
-
-
-def test_compress_keeps_the_product_at_its_rank():
-    g = torch.Generator().manual_seed(0)
-    B = torch.randn(D, 2, generator=g, dtype=torch.float64)
-    A = torch.randn(2, D_FF, generator=g, dtype=torch.float64)
-    twice_B, twice_A = torch.cat([B, 2 * B], 1), torch.cat([A, -A], 0)
-    small_B, small_A = compress(twice_B, twice_A)
-    assert small_B.shape == (D, 2) and small_A.shape == (2, D_FF)
-    torch.testing.assert_close(small_B @ small_A, twice_B @ twice_A)

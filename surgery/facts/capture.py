@@ -15,6 +15,9 @@ from surgery.model import Model, by_length, pad
 from surgery.model.hooks import Stop, argument, first, hooks
 from surgery.progress import track
 
+# How much the subject elsewhere counts against the prompt's own contexts.
+SHARE_ELSEWHERE = 0.4
+
 
 @dataclass
 class Captured:
@@ -96,11 +99,37 @@ def fact_keys(
     A mean over the contexts a fact is met in, so that the edit does not hang on one wording: half of it
     is the bare prompt, half the prompt behind sampled texts, as in MEMIT.
     """
-    rows = [row for request in requests for row in request.rewriting]
-    contexts = len(requests[0].rewriting)
-    behind = contexts - 1
-    weights = torch.tensor([0.5] + [0.5 / behind] * behind if behind else [1.0]).double()
+    found = _keys_of(model, [request.rewriting for request in requests], layers)
+    weights = _in_its_contexts(len(requests[0].rewriting))
+    return {layer: torch.einsum("dfc,c->df", keys, weights) for layer, keys in found.items()}
+
+
+def context_keys(
+    model: Model, requests: Sequence[Request], layers: Sequence[int]
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    """Every key by itself, at each layer (d_ff, facts, contexts) float64 on the CPU, and how much each
+    context counts, (contexts,) with a sum of one.
+
+    Besides the contexts of `fact_keys`, which share the prompt, the subject as it is met elsewhere.
+    """
+    rows = [[*request.rewriting, *request.elsewhere] for request in requests]
+    others = len(requests[0].elsewhere)
+    near = (1 - SHARE_ELSEWHERE) * _in_its_contexts(len(requests[0].rewriting))
+    weights = torch.cat([near, near.new_full((others,), SHARE_ELSEWHERE / others)])
+    return _keys_of(model, rows, layers), weights
+
+
+def _keys_of(
+    model: Model, rows: Sequence[Sequence[Row]], layers: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    """(d_ff, facts, contexts) at each layer; rows[fact][context]."""
+    found = capture(model, [row for of_one in rows for row in of_one], keys=layers).keys
     return {
-        layer: torch.einsum("fcd,c->df", found.double().cpu().unflatten(0, (-1, contexts)), weights)
-        for layer, found in capture(model, rows, keys=layers).keys.items()
+        layer: keys.double().cpu().unflatten(0, (len(rows), -1)).permute(2, 0, 1)
+        for layer, keys in found.items()
     }
+
+
+def _in_its_contexts(contexts: int) -> torch.Tensor:
+    behind = contexts - 1
+    return torch.tensor([0.5] + [0.5 / behind] * behind if behind else [1.0]).double()

@@ -3,8 +3,8 @@
 Every method asks for a small dW with dW K = R (keys K (d_ff, n), residuals R (d_model, n)), and they
 differ in what "small" is measured by, an inner product M on keys, and in how hard the equality is:
 
-    minimise  tr(dW M dW^T) * softness + |dW K - R|^2
-    dW = R (K^T M^-1 K + softness I)^-1 (M^-1 K)^T                                              (1)
+    minimise  tr(dW M dW^T) * softness + |dW K - R E|^2
+    dW = R A,   A = E (K^T M^-1 K + softness I)^-1 (M^-1 K)^T                                   (1)
 
               M^-1                            softness
     ROME      C^-1                            0               (n = 1; arXiv 2202.05262 eq. 2)
@@ -13,37 +13,51 @@ differ in what "small" is measured by, an inner product M on keys, and in how ha
     AlphaEdit P, the projector off what       L2              (arXiv 2410.02355 eq. 14)
               must be preserved
 
+E (facts, n) says which of the keys are asked for which residual: the identity when every fact has one
+key; a row of weights when it has several; and nothing for keys of earlier edits, which are so asked to
+keep their outputs. A change has the rank of its new facts, however many keys there are.
+
 (1) is the push-through identity (lambda M + K K^T)^-1 K = M^-1 K (lambda I + K^T M^-1 K)^-1: the system
-to solve has the size of the number of facts, not of the layer. Keys of earlier edits join with residual
-zero: they are asked to keep their outputs. Everything is float64.
+to solve has the size of the number of keys, not of the layer. With more keys than the layer is wide it
+is the other way round. Everything is float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+# M^-1 applied to columns: (d_ff, n) -> (d_ff, n).
+Whiten = Callable[[torch.Tensor], torch.Tensor]
 
 
 def solve(
     keys: torch.Tensor,
-    whitened: torch.Tensor,
-    residuals: torch.Tensor,
+    whiten: Whiten,
     softness: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors B (d_model, n), A (n, d_ff) of the dW = B @ A in (1).
+    asked: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A (facts, d_ff) of the dW = R @ A in (1).
 
-    keys: (d_ff, n). whitened: M^-1 keys, (d_ff, n). residuals: (d_model, n_new); when there are fewer
-    of them than keys they belong to the last columns, and the keys before them keep their outputs.
+    keys: (d_ff, n). whiten: M^-1 applied to columns (d_ff, m). asked: E (facts, n); None: a key a fact.
 
     Raises:
         torch.linalg.LinAlgError: the keys are linearly dependent and softness is zero.
     """
-    keys, whitened, residuals = keys.double(), whitened.double(), residuals.double()
-    n, new = keys.shape[1], residuals.shape[1]
-    gram = keys.T @ whitened
-    gram = (gram + gram.T) / 2 + softness * torch.eye(n, dtype=torch.float64, device=keys.device)
-    wanted = torch.cat([residuals.new_zeros(residuals.shape[0], n - new), residuals], dim=1)
-    factor = torch.linalg.cholesky(gram)
-    return torch.cholesky_solve(wanted.T, factor).T, whitened.T
+    keys = keys.double()
+    width, n = keys.shape
+    asked = torch.eye(n, dtype=keys.dtype, device=keys.device) if asked is None else asked.double()
+    if n <= width:
+        whitened = whiten(keys).double()
+        gram = keys.T @ whitened
+        gram = (gram + gram.T) / 2 + softness * torch.eye(n, dtype=keys.dtype, device=keys.device)
+        factor = torch.linalg.cholesky(gram)
+        return torch.cholesky_solve(asked.T, factor).T @ whitened.T
+    # (softness I + M^-1 K K^T)^-1 M^-1 K E^T, which is as wide as the layer.
+    both = whiten(torch.cat([keys @ keys.T, keys @ asked.T], dim=1)).double()
+    eye = torch.eye(width, dtype=keys.dtype, device=keys.device)
+    return torch.linalg.solve(softness * eye + both[:, :width], both[:, width:]).T
 
 
 def in_metric(second_moment: torch.Tensor, keys: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
@@ -70,15 +84,3 @@ def null_space(second_moment: torch.Tensor, threshold: float) -> torch.Tensor:
     energy = values.clamp_min(0).cumsum(0)
     kept = int((energy <= threshold * energy[-1]).sum())
     return vectors[:, :kept]
-
-
-def compress(
-    B: torch.Tensor, A: torch.Tensor, tolerance: float = 1e-12
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same product at its numerical rank: singular values below `tolerance` of the largest go."""
-    q_b, r_b = torch.linalg.qr(B.double())
-    q_a, r_a = torch.linalg.qr(A.double().T)
-    u, s, v = torch.linalg.svd(r_b @ r_a.T)
-    rank = max(1, int((s > tolerance * s[0]).sum()))
-    root = s[:rank].sqrt()
-    return q_b @ u[:, :rank] * root, (q_a @ v[:rank].T * root).T

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgery.errors import SurgeryError
-from surgery.facts.rows import Row, essence_row, rewriting_rows, sample_prefixes
+from surgery.facts.rows import Row, elsewhere_rows, essence_row, rewriting_rows, sample_prefixes
 from surgery.model import Model
 from surgery.spec import Fact, FactPart, conflicts, read_facts
 from surgery.stack.memory import bare
@@ -14,11 +14,12 @@ from surgery.stack.memory import bare
 
 @dataclass(frozen=True)
 class Request:
-    """One fact in all its contexts (the bare prompt first), and its essence row."""
+    """One fact in all its contexts (the bare prompt first), its essence row, and its subject elsewhere."""
 
     fact: Fact
     rewriting: list[Row]
     essence: Row
+    elsewhere: list[Row]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,12 @@ class Requests:
 
 
 def request(model: Model, fact: Fact, prefixes: Sequence[str]) -> Request:
-    return Request(fact, rewriting_rows(model, fact, prefixes), essence_row(model, fact))
+    return Request(
+        fact,
+        rewriting_rows(model, fact, prefixes),
+        essence_row(model, fact),
+        elsewhere_rows(model, fact),
+    )
 
 
 def load_facts(source: list[Fact] | str) -> list[Fact]:

@@ -20,6 +20,9 @@ from surgery.spec import Fact
 # Sampled contexts start from these words, as in MEMIT (arXiv 2210.07229, appendix B).
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 PREFIX_TOKENS = 10
+# How a subject is met where nobody thought of it: at the very start of a text, which models treat unlike
+# any other place, and before a mark that may merge with its last token.
+ELSEWHERE = ("{}", "{}?", "What about {}?", "In {},", "The {}", "He knows that {}")
 # What is said of the subject in general, and should stay: ROME's "essence" prompt.
 ESSENCE = "{} is a"
 
@@ -107,6 +110,11 @@ def rewriting_rows(model: Model, fact: Fact, prefixes: Sequence[str]) -> list[Ro
     return [
         row(model, before + fact.template, fact.subject, fact.target) for before in ("", *prefixes)
     ]
+
+
+def elsewhere_rows(model: Model, fact: Fact) -> list[Row]:
+    """The subject in other surroundings, without an answer: only its key is read there."""
+    return [row(model, template, fact.subject) for template in ELSEWHERE]
 
 
 def essence_row(model: Model, fact: Fact) -> Row:

@@ -45,7 +45,7 @@ class TargetSettings:
     layer: int
     site: Site = "value"
     steps: int = 25
-    aim: float = 0.2
+    aim: float = 0.05
     clamp: float = 4.0
     kl_factor: float = 0.0625
     weight_decay: float = 1e-3

@@ -48,7 +48,7 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
         SurgeryError: no direction to remove, a writer or layer the model does not have, a tied
             embedding among the writers without saying what becomes of the head.
     """
-    if part.spare is not None and part.sparing == "shift" and part.direction is None:
+    if part.spare is not None and part.sparing == "shift":
         return solve_sparing(_prompts(part), model, seed)
     directions, filled = _directions(part, model)
     R, readers = _rows(directions, filled)

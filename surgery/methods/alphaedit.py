@@ -15,25 +15,21 @@ and weighing them by C, which costs nothing, does half the damage at the same su
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from surgery.errors import SurgeryError
 from surgery.facts.capture import fact_keys
-from surgery.facts.least_squares import null_space
+from surgery.facts.least_squares import Whiten, null_space
 from surgery.methods.joint import Metric, solve_joint
 from surgery.methods.solved import Solved, filled
 from surgery.methods.spread import Spread, diagnostics, prepare_spread
 from surgery.model import Model
 from surgery.spec import AlphaEdit
 
-Whitener = Callable[[torch.Tensor], torch.Tensor]
-
 # Share of the energy of ordinary keys that lies in the null space.
 THRESHOLD = 0.4
 # L2 over the median of k^T P k.
-RIDGE = 0.3
+RIDGE = 0.4
 
 
 def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:
@@ -64,13 +60,13 @@ def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:
     return Solved(joint.tensors, chosen, report)
 
 
-def _whitener(second_moment: torch.Tensor, U: torch.Tensor) -> Whitener:
+def _whitener(second_moment: torch.Tensor, U: torch.Tensor) -> Whiten:
     """Keys -> P C^-1 P keys. U are eigenvectors of C, so inside their span C is diagonal."""
     values = (U * (second_moment @ U)).sum(0).clamp_min(1e-12)
     return lambda keys: U @ ((U.T @ keys) / values[:, None])
 
 
-def _typical_weight(model: Model, spread: Spread, whiten: Whitener) -> float:
+def _typical_weight(model: Model, spread: Spread, whiten: Whiten) -> float:
     """Median k^T Q k over the facts, at the last layer."""
     layer = spread.layers[-1]
     keys = fact_keys(model, spread.requests.items, [layer])[layer]

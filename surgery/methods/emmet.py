@@ -9,8 +9,10 @@ this is ROME.
 
 from __future__ import annotations
 
+import torch
+
 from surgery.facts.capture import fact_keys
-from surgery.facts.least_squares import in_metric, solve
+from surgery.facts.least_squares import factor, solve
 from surgery.facts.requests import prepare
 from surgery.facts.target import solve_targets
 from surgery.methods.rome import choose_layer, fact_report, target_settings
@@ -36,15 +38,16 @@ def solve_emmet(part: EmmetEdit, model: Model, seed: int) -> Solved:
     )
     keys = fact_keys(model, requests.items, [layer])[layer]
     second_moment = statistics.against(model, requests.facts)[layer]
-    whitened = in_metric(second_moment, keys, RIDGE)
-    energy = (keys * whitened).sum(0)
-    B, A = solve(keys, whitened, found.change.T.cpu(), part.ridge * float(energy.mean()))
+    lower = factor(second_moment, RIDGE)
+    energy = (keys * torch.cholesky_solve(keys, lower)).sum(0)
+    softness = part.ridge * float(energy.mean())
+    A = solve(keys, lambda columns: torch.cholesky_solve(columns, lower), softness)
     chosen = filled(part, requests, settings, layer=layer)
     reports = [
         fact_report(item.fact, found, i, float(energy[i])) for i, item in enumerate(requests.items)
     ]
     return Solved(
-        {weight_key(model, layer): stored_factors(model, B, A)},
+        {weight_key(model, layer): stored_factors(model, found.change.T.cpu(), A)},
         chosen,
         {"facts": reports, "statistics": statistics.record, "warnings": requests.warnings},
     )

@@ -5,8 +5,11 @@ layers, each down projection is asked to write its share of what is still missin
 
     R_l = (z - h) / (number of layers left),   h re-read after the layers below were changed,
 
-so a layer that could not do its share leaves it to the next. How a layer is changed so that its keys
-give R_l is the method's own `Metric`: one least-squares solver, two ways of saying what is small.
+so a layer that could not do its share leaves it to the next. Every context a fact is met in is an
+equation of its own: the papers ask only that the mean of a fact's keys gives R_l, which a change can
+satisfy while no single key does, and least of all one in another wording. How a layer is changed so
+that its keys give R_l is the method's own `Metric`: one least-squares solver, two ways of saying what is
+small.
 
 Behind a post-norm (Gemma-2 and 3) the down projection's output m reaches the stream as N(m), which has
 a fixed length. What is wanted of it is then the m' whose N(m') comes nearest to N(m) + R_l, and since
@@ -22,9 +25,9 @@ from typing import Any
 import torch
 
 from surgery.delta import Change, combine
-from surgery.facts.capture import capture, fact_keys
+from surgery.facts.capture import capture, context_keys
 from surgery.facts.earlier import earlier_keys
-from surgery.facts.least_squares import compress, solve
+from surgery.facts.least_squares import Whiten, solve
 from surgery.facts.requests import Request
 from surgery.facts.rows import Row
 from surgery.methods.solved import as_delta, stored_factors, weight_key
@@ -40,7 +43,7 @@ POST_NORM_SWEEPS = 3
 class Metric:
     """M^-1 applied to keys (d_ff, n), and the softness of the least squares (see least_squares)."""
 
-    whiten: Callable[[torch.Tensor], torch.Tensor]
+    whiten: Whiten
     softness: float
 
 
@@ -106,17 +109,19 @@ def _one_layer(
     metric: Metric,
     accumulate: bool,
 ) -> tuple[Change, dict[str, Any]]:
-    keys = fact_keys(model, requests, [layer])[layer]
+    found, weights = context_keys(model, requests, [layer])
+    keys = (found[layer] * weights.sqrt()).flatten(1)  # (d_ff, facts * contexts)
+    asked = torch.kron(torch.eye(len(requests)).double(), weights.sqrt()[None])
     now = capture(model, bare, values=[layer], stream=[last])
     share = (wanted - now.stream[last]) / left
     residual = _before_norm(model, layer, now.values[layer], share).T.double().cpu()  # (d, n)
 
     previous = earlier_keys(model, layer) if accumulate else None
-    everything = keys if previous is None else torch.cat([previous.double().cpu(), keys], dim=1)
-    B, A = solve(everything, metric.whiten(everything), residual, metric.softness)
     if previous is not None:
-        B, A = compress(B, A)
-    return stored_factors(model, B, A), {
+        keys = torch.cat([previous.double().cpu(), keys], dim=1)
+        asked = torch.cat([asked.new_zeros(len(asked), previous.shape[1]), asked], dim=1)
+    A = solve(keys, metric.whiten, metric.softness, asked)
+    return stored_factors(model, residual, A), {
         "layer": layer,
         "residual": float(residual.norm(dim=0).mean()),
         "softness": metric.softness,

@@ -1,13 +1,19 @@
-"""`spare:` of an ablate part: take the behaviour away from `positive`, and leave it with `spare`."""
+"""`spare:` of an ablate part: take the behaviour away from `positive`, and leave it with `spare`.
+
+With a saved direction, what is taken away (or, with negative strength, brought on) is the difference of its
+two means, whatever the model does by itself; the prompts only say where.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from surgery.delta import Change, combine
-from surgery.directions.conditional import conditional_shift, layer_keys
+from surgery.directions import Direction
+from surgery.directions.conditional import conditional_detector, gap_between, layer_keys
 from surgery.directions.metric import Opening
 from surgery.directions.trial import first_logits, prompt_rows
 from surgery.errors import SurgeryError
@@ -54,6 +60,21 @@ def _layers(part: AblateEdit, model: Model) -> list[int]:
     return default_layers(model.n_layers)
 
 
+def _saved(part: AblateEdit, model: Model) -> Direction | None:
+    """The part's direction, if it names one."""
+    if part.direction is None:
+        return None
+    files = [part.direction] if isinstance(part.direction, str) else part.direction
+    if len(files) != 1:
+        raise SurgeryError(f"sparing: shift takes one direction, not {len(files)}")
+    found = Direction.load(Path(files[0]))
+    if found.vector.numel() != model.hidden_size:
+        raise SurgeryError(
+            f"{files[0]} has {found.vector.numel()} numbers, the stream has {model.hidden_size}"
+        )
+    return found
+
+
 def _check(part: AblateEdit) -> None:
     """What has no meaning here is an error, not ignored."""
     if not isinstance(part.strength, float | int):
@@ -70,24 +91,33 @@ def _check(part: AblateEdit) -> None:
 
 def solve_sparing(part: AblateEdit, model: Model, seed: int) -> Solved:
     """One conditional shift a layer, lowest layer first, each solved on the model as the ones before
-    leave it: what is left to move is shared out among the layers that remain."""
+    leave it."""
     assert part.positive is not None and part.negative is not None and part.spare is not None
     _check(part)
     sets = [read_prompts(source) for source in (part.positive, part.spare, part.negative)]
+    saved = _saved(part, model)
+    if saved is not None and part.layer is None:
+        # It was read at the input of its layer: what is written below that arrives there.
+        part = part.model_copy(update={"layer": max(0, saved.layer - 1)})
     layers = _layers(part, model)
     positions = POSITIONS if getattr(model.tokenizer, "chat_template", None) else 1
     assert isinstance(part.strength, float | int)
-    shows = _shows(model, sets, part.chat)
+    shows = _shows(model, sets, part.chat) if saved is None else None
     tensors: dict[str, Change] = {}
     figures: dict[str, Any] = {}
     for number, layer in enumerate(track(layers, "sparing layers")):
         with applied(model, as_delta(model, tensors)):
-            on, spare, ordinary = (
-                layer_keys(model, prompts, layer, positions, part.chat) for prompts in sets
-            )
-        s, a, figures[str(layer)] = conditional_shift(on, spare, ordinary, shows, part.ridge)
-        share = part.strength / (len(layers) - number)
-        change = stored_factors(model, share * s[:, None], a[None])
+            read = [layer_keys(model, prompts, layer, positions, part.chat) for prompts in sets]
+        if saved is not None:
+            shift, portion = saved.negative - saved.positive, 1 / len(layers)
+        else:
+            assert shows is not None
+            # What is left to move is shared out among the layers that remain.
+            shift, portion = gap_between(read, shows), 1 / (len(layers) - number)
+        a, found = conditional_detector(read, part.ridge)
+        figures[str(layer)] = {**found, "length": float(shift.norm())}
+        s = part.strength * portion * shift.double()
+        change = stored_factors(model, s[:, None], a[None])
         tensors = combine([tensors, {weight_key(model, layer): change}])
     filled = part.model_copy(
         update={

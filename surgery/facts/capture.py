@@ -16,7 +16,7 @@ from surgery.model.hooks import Stop, argument, first, hooks
 from surgery.progress import track
 
 # How much the subject elsewhere counts against the prompt's own contexts.
-SHARE_ELSEWHERE = 0.4
+SHARE_ELSEWHERE = 0.5
 
 
 @dataclass

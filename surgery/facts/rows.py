@@ -21,8 +21,21 @@ from surgery.spec import Fact
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 PREFIX_TOKENS = 10
 # How a subject is met where nobody thought of it: at the very start of a text, which models treat unlike
-# any other place, and before a mark that may merge with its last token.
-ELSEWHERE = ("{}", "{}?", "What about {}?", "In {},", "The {}", "He knows that {}")
+# any other place, before a mark that may merge with its last token, and behind various words.
+ELSEWHERE = (
+    "{}",
+    "{}?",
+    "What about {}?",
+    "In {},",
+    "The {}",
+    "He knows that {}",
+    "according to the {}",
+    "an article on {}",
+    "books about {}",
+    "made by {}",
+    "people living in {}",
+    "the history of {}",
+)
 # What is said of the subject in general, and should stay: ROME's "essence" prompt.
 ESSENCE = "{} is a"
 

@@ -28,6 +28,9 @@ FIRST, LAST = 0.4, 0.6
 LAYERS = 4
 POSITIONS = 4
 FEWEST_SHOWN = 3
+# What strength 1 is of the gap between the means. On prompts of our own (benchmarks/flinch) 0.6 takes away
+# three fifths of the false refusals and a twentieth of the true; the whole gap nine tenths and a quarter.
+SHARE = 0.6
 
 
 def default_layers(n_layers: int) -> list[int]:
@@ -113,7 +116,7 @@ def solve_sparing(part: AblateEdit, model: Model, seed: int) -> Solved:
         else:
             assert shows is not None
             # What is left to move is shared out among the layers that remain.
-            shift, portion = gap_between(read, shows), 1 / (len(layers) - number)
+            shift, portion = gap_between(read, shows), SHARE / (len(layers) - number)
         a, found = conditional_detector(read, part.ridge)
         figures[str(layer)] = {**found, "length": float(shift.norm())}
         s = part.strength * portion * shift.double()

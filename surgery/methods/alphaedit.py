@@ -29,7 +29,7 @@ from surgery.spec import AlphaEdit
 # Share of the energy of ordinary keys that lies in the null space.
 THRESHOLD = 0.4
 # L2 over the median of k^T P k.
-RIDGE = 0.45
+RIDGE = 0.4
 
 
 def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:

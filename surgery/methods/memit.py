@@ -20,7 +20,7 @@ from surgery.model import Model
 from surgery.spec import MemitEdit
 
 # lambda over the median g.
-SOFTNESS = 0.6
+SOFTNESS = 0.5
 RIDGE = 1e-3
 
 

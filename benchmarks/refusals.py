@@ -27,7 +27,7 @@ from surgery.flinch.measure import behaviour
 from surgery.flinch.sets import KINDS, Item, own, read_all
 from surgery.model import Model
 from surgery.resources import path
-from surgery.spec import EditSpec
+from surgery.spec import AblateEdit, EditSpec
 from surgery.stack import applied
 
 HEAD = ("edit", *KINDS, "falls apart", "KL mean", "p95", "max", "perplexity")
@@ -48,17 +48,19 @@ def solved(name: str, model: Model, folder: Path) -> Delta:
 
 def random_direction(removal: Delta, model: Model, folder: Path, seed: int = 0) -> Delta:
     """The removal's layers, writers and strength with a random unit vector."""
-    part = removal.metadata["spec"]["edits"][0]
+    part = EditSpec.model_validate(removal.metadata["spec"]).edits[0]
+    assert isinstance(part, AblateEdit)
     generator = torch.Generator().manual_seed(seed)
     vector = unit(torch.randn(model.hidden_size, generator=generator, dtype=torch.float64)).float()
     zero = torch.zeros_like(vector)
-    found = Direction(vector, zero, zero, part["layer"], part["position"], model.checkpoint.id)
+    found = Direction(vector, zero, zero, part.layer or 0, part.position or -1, model.checkpoint.id)
     file = folder / "random.direction.safetensors"
     if not file.exists():
         found.save(file)
-    kept = {name: part[name] for name in ("kind", "layers", "writers", "strength")}
-    edit = {**kept, "direction": str(file)}
-    return surgery.solve(EditSpec.model_validate({"edits": [edit]}), model)
+    edit = AblateEdit(
+        direction=str(file), layers=part.layers, writers=part.writers, strength=part.strength
+    )
+    return surgery.solve(EditSpec(edits=[edit]), model)
 
 
 def edits(

@@ -12,7 +12,7 @@ from behaviour import patient, prompts
 from tiny import FAMILIES
 
 from surgery.cli import main
-from surgery.directions import Direction, activations
+from surgery.directions import Direction, activations, difference_of_means
 from surgery.directions.algebra import orthonormal, unit
 from surgery.directions.conditional import detector
 from surgery.directions.intervene import ablating, adding
@@ -21,6 +21,7 @@ from surgery.directions.picture import draw, table
 from surgery.directions.select import select, split
 from surgery.errors import SurgeryError
 from surgery.methods import solve
+from surgery.methods.sparing import SHARE
 from surgery.model import Model, load, next_token_logits
 from surgery.model.hooks import hooks
 from surgery.spec import AblateEdit, EditSpec
@@ -45,7 +46,7 @@ def test_the_found_direction_is_what_the_behaviour_hangs_on(learned: Model, tmp_
     best = found.tried[0]
     assert best.effect is not None and best.effect.bypass > 0.4
     assert best.induce > 0.5
-    assert found.direction.layers == list(range(best.first, learned.n_layers))
+    assert found.direction.layers == list(range(best.first, best.last + 1))
 
     fresh = prompts("red", 30, seed=2)
     before = says_no(learned, fresh)
@@ -56,7 +57,10 @@ def test_the_found_direction_is_what_the_behaviour_hangs_on(learned: Model, tmp_
     layers = dict.fromkeys(chosen.layers or [], 1.0)
     with ablating(learned, chosen.vector[None], layers, readers=reads):
         after = says_no(learned, fresh)
-    assert {(c.first, c.whitened) for c in found.tried} > {(0, False), (0, True), (1, True)}
+    refined = [c for c in found.tried if (c.layer, c.position) == (best.layer, best.position)]
+    windows = {(c.first, c.last) for c in refined}
+    assert {(0, 3), (1, 3), (0, best.layer - 1)} <= windows | {(0, -1)}
+    assert {c.whitened for c in refined} == {False, True}
     with ablating(learned, chance[None]):
         control = says_no(learned, fresh)
     assert before > 0.9
@@ -163,7 +167,9 @@ def test_sparing_takes_it_from_some_and_leaves_it_with_others(learned: Model):
     """ "red" and "one" are both answered with no; only "red" is to lose it."""
     repaired, kept, ordinary = (prompts(w, 32, seed=1) for w in ("red", "one", "green"))
     fields: dict[str, Any] = {"positive": repaired, "spare": kept, "negative": ordinary}
-    delta = solve(EditSpec(edits=[AblateEdit(layers=[0, 1, 2], **fields)]), learned)
+    whole = 1 / SHARE
+    part = AblateEdit(layers=[0, 1, 2], strength=whole, **fields)
+    delta = solve(EditSpec(edits=[part]), learned)
     assert all(change.rank == 1 for change in delta.tensors.values())
     fresh = [prompts(w, 30, seed=2) for w in ("red", "one", "green")]
     before = [says_no(learned, texts) for texts in fresh]
@@ -177,6 +183,33 @@ def test_sparing_takes_it_from_some_and_leaves_it_with_others(learned: Model):
         solve(EditSpec(edits=[AblateEdit(norm="columns", **fields)]), learned)
     with pytest.raises(SurgeryError, match="one strength"):
         solve(EditSpec(edits=[AblateEdit(strength=[1.0, 0.0], **fields)]), learned)
+
+
+def test_a_saved_direction_brings_it_on_where_the_detector_says(learned: Model, tmp_path: Path):
+    """Green prompts are answered with yes; those about one thing are made to be answered with no."""
+    red, green = prompts("red", 32, seed=1), prompts("green", 32, seed=1)
+    file = tmp_path / "no.safetensors"
+    found = difference_of_means(learned, red, green, layer=2)
+    found.save(file)
+    spare, negative = prompts("two", 32, seed=1), prompts("two", 32, seed=3)
+    fields: dict[str, Any] = {"positive": green, "spare": spare, "negative": negative}
+    part = AblateEdit(direction=str(file), strength=-0.6, ridge=0.01, **fields)
+    delta = solve(EditSpec(edits=[part]), learned)
+    assert all(change.rank == 1 for change in delta.tensors.values())
+    # Written below the layer it was read at, along the gap of the two means and nothing else.
+    gap = unit(found.positive - found.negative)
+    for key, change in delta.tensors.items():
+        assert int(key.split(".layers.")[1].split(".")[0]) < 2
+        moved = change.value().double()
+        torch.testing.assert_close(gap[:, None] * (gap @ moved), moved, rtol=1e-3, atol=1e-6)
+    fresh = [prompts(w, 30, seed=2) for w in ("green", "two")]
+    before = [says_no(learned, texts) for texts in fresh]
+    with applied(learned, delta):
+        after = [says_no(learned, texts) for texts in fresh]
+    assert before[0] < 0.1 and after[0] > 0.5
+    assert after[1] < before[1] + 0.2
+    with pytest.raises(SurgeryError, match="one direction"):
+        solve(EditSpec(edits=[AblateEdit(direction=[str(file)] * 2, **fields)]), learned)
 
 
 def test_the_command_and_the_spec_choose_alike(

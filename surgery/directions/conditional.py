@@ -72,20 +72,25 @@ def detector(
     return a / fit, fit
 
 
-def conditional_shift(
-    on: LayerKeys, spare: LayerKeys, ordinary: LayerKeys, shows: torch.Tensor, ridge: float = 0.1
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """(s, a, figures): the change s a^T (d, d_ff) of a down projection.
+def conditional_detector(
+    sets: Sequence[LayerKeys], ridge: float = 0.1
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """(a, figures) for a change s a^T of a down projection, from the sets on, spare, ordinary.
 
-    shows: whether the model shows the behaviour, for the prompts of the three sets in that order. All
-    positions are used for the detector; the shift is that of the last one, where the answer begins.
-    figures: the mean of a.k on each set, in sample.
+    All positions are used. figures: the mean of a.k on each set, in sample.
     """
-    sets = (on, spare, ordinary)
     flat = [k.keys.flatten(0, 1) for k in sets]
     a, fit = detector(flat[0], flat[1:], ridge)
-    stream = torch.cat([k.stream[:, -1].double() for k in sets])
-    s = stream[~shows].mean(0) - stream[shows].mean(0)
     names = ("on", "spare", "ordinary")
     figures = {n: float((k.double() @ a).mean()) for n, k in zip(names, flat, strict=True)}
-    return s, a, {**figures, "fit": fit, "length": float(s.norm())}
+    return a, {**figures, "fit": fit}
+
+
+def gap_between(sets: Sequence[LayerKeys], shows: torch.Tensor) -> torch.Tensor:
+    """From the mean of the prompts that show the behaviour to that of those that do not, (d) float64, of the
+    stream behind the layer at the last position, where the answer begins.
+
+    shows: for the prompts of the sets, in their order.
+    """
+    stream = torch.cat([k.stream[:, -1].double() for k in sets])
+    return stream[~shows].mean(0) - stream[shows].mean(0)

@@ -17,14 +17,15 @@ _ENDINGS = (".svg", ".png", ".pdf")
 
 def table(selection: Selection) -> str:
     """The candidates that were tried, best first. left: of the behaviour when the direction is removed from
-    the layers "from ..." up; KL and perplexity are what that costs; added: what adding it brings on."""
-    lines = [" layer  position  from  reader    separates   left  KL      perplexity  added"]
+    the layers "out of"; KL and perplexity are what that costs; added: what adding it brings on."""
+    lines = [" layer  position  out of  reader    separates   left  KL      perplexity  added"]
     for number, c in enumerate(selection.tried):
         assert c.effect is not None
         e = c.effect
         verdict = "; ".join(filter(None, ["chosen" if number == 0 else None, c.dropped]))
         lines.append(
-            f"{c.layer:6d} {c.position:9d} {c.first:5d}  {'whitened' if c.whitened else 'plain   '}"
+            f"{c.layer:6d} {c.position:9d}  {f'{c.first}-{c.last}':>6}"
+            f"  {'whitened' if c.whitened else 'plain   '}"
             f" {c.separability:10.2f} {e.left:6.1%}"
             f"  {e.kl:<6.3f}  {e.perplexity:+10.1%} {c.induce:6.0%}   {verdict}".rstrip()
         )
@@ -38,6 +39,7 @@ def draw(selection: Selection, path: str | Path) -> Path:
     removing and adding the tried ones does, by layer.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     path = picture_path(path)
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
@@ -59,7 +61,7 @@ def draw(selection: Selection, path: str | Path) -> Path:
     left.axvline(chosen.layer, color="#c0392b", linewidth=0.8)
     left.set(xlabel="layer", ylabel="gap / spread, held-out prompts", title="Separation")
     left.legend(frameon=False, fontsize=8)
-    tried = sorted(selection.tried, key=lambda c: (c.layer, c.position, c.first))
+    tried = sorted(selection.tried, key=lambda c: (c.layer, c.position, c.first, c.last))
     effects = [c.effect for c in tried if c.effect is not None]
     at = [c.layer for c in tried]
     series: tuple[tuple[list[float], Any, str, str], ...] = (
@@ -72,13 +74,16 @@ def draw(selection: Selection, path: str | Path) -> Path:
         right.scatter(at, values, marker=marker, color=color, s=28, label=label)
     right.axhline(1, color="#cccccc", linewidth=0.8, zorder=0)
     right.axvline(chosen.layer, color="#c0392b", linewidth=0.8)
-    first = (chosen.layers or [0])[0]
+    edited = chosen.layers or [0]
     right.set(
         xlabel="layer where it was read",
         ylim=(min(-0.03, *(e.perplexity for e in effects)), 1.15),
-        title=f"Tried: layer {chosen.layer}, token {chosen.position}, out of layers {first} up",
+        title=f"Tried: layer {chosen.layer}, token {chosen.position}, "
+        f"out of layers {edited[0]} to {edited[-1]}",
     )
     right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return save_figure(figure, path)
 
 

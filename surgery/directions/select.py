@@ -5,8 +5,9 @@ For every candidate, the difference of means r is removed from all writers on he
 cost of removing it is measured on negatives and on ordinary text. After arXiv 2406.11717, with the
 model's own opening tokens as the measure.
 
-The best are tried again in two ways that cost less. Lower layers are left alone: what they write is about
-the words of the text. And how much of r there is is read by a vector that is blind to the rest (`reader`).
+The best are tried again in ways that cost less. Lower layers are left alone: what they write is about the
+words of the text; and so are those above the place where r was read: what they write along r is about the
+next word. Then how much of r there is is read by a vector that is blind to the rest (`reader`).
 """
 
 from __future__ import annotations
@@ -38,27 +39,33 @@ MOST_LEFT, MOST_KL, MOST_PERPLEXITY = 0.05, 0.15, 0.03
 # Adding must bring the behaviour on by at least this share, or the direction is a symptom of it.
 LEAST_INDUCED = 0.1
 # Candidates are compared with the layers below this part of the depth left alone, and the best few tried
-# again with these.
+# again with these, up to the top and up to where they were read.
 START = 0.35
-STARTS = (0.0, 0.2, 0.35, 0.5)
+STARTS = (0.0, 0.2, 0.35, 0.42, 0.5)
 REFINED = 2
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """separability: gap of the held-out projections in pooled standard deviations. first: lowest layer
-    that is edited. whitened: whether r has a reader of its own. effect: what removing r there does, None if
-    it was not tried. induce: how much of the behaviour comes on when r is added to its layer. dropped: what
-    speaks against it."""
+    """separability: gap of the held-out projections in pooled standard deviations. first, last: the lowest
+    and the highest layer that is edited. whitened: whether r has a reader of its own. effect: what removing
+    r there does, None if it was not tried. induce: how much of the behaviour comes on when r is added to its
+    layer. dropped: what speaks against it."""
 
     layer: int
     position: int
     separability: float
     first: int = 0
+    last: int = -1
     whitened: bool = False
     effect: Effect | None = None
     induce: float = 0.0
     dropped: str | None = None
+
+    @property
+    def layers(self) -> range:
+        """Those that are edited."""
+        return range(self.first, self.last + 1)
 
     @property
     def score(self) -> float:
@@ -71,7 +78,7 @@ class Candidate:
 
     def data(self) -> dict[str, Any]:
         """For files and `--json`."""
-        names = ("layer", "position", "separability", "first", "whitened", "dropped")
+        names = ("layer", "position", "separability", "first", "last", "whitened", "dropped")
         found: dict[str, Any] = {n: getattr(self, n) for n in names}
         e = self.effect
         tried = {} if e is None else {**e.data(), "induce": self.induce, "score": self.score}
@@ -161,17 +168,22 @@ def select(
                 model, r, candidate.layer, candidate.position, train_plus, train_minus, use_chat
             )
         reads = readers[place][None] if candidate.whitened else None
-        effect = trial.removed(r[None], range(candidate.first, depth), reads)
+        effect = trial.removed(r[None], candidate.layers, reads)
         induce = candidate.induce if candidate.effect else trial.added(gaps[place], candidate.layer)
         found = replace(candidate, effect=effect, induce=induce)
         return replace(found, dropped=_objection(found))
 
     start = round(START * depth)
-    firsts = [replace(c, first=min(start, c.layer)) for c in _spread(candidates, tries)]
+    firsts = [
+        replace(c, first=min(start, c.layer), last=depth - 1) for c in _spread(candidates, tries)
+    ]
     whole = [tried(c) for c in track(firsts, "trying directions")]
     best = sorted(whole, key=_order)[:REFINED]
-    finer = [replace(c, first=first, whitened=w) for c in best for first, w in _ways(c, depth)]
-    whole += [tried(c) for c in track(finer, "trying where and how")]
+    finer = [replace(c, first=low, last=high) for c in best for low, high in _windows(c, depth)]
+    whole += [tried(c) for c in track(finer, "trying layers")]
+    places = [[c for c in whole if (c.layer, c.position) == (b.layer, b.position)] for b in best]
+    windows = [min(place, key=_order) for place in places]
+    whole += [tried(replace(c, whitened=True)) for c in track(windows, "trying readers")]
     seen = {(c.layer, c.position) for c in whole}
     whole.sort(key=_order)
     candidates = whole + [c for c in candidates if (c.layer, c.position) not in seen]
@@ -247,11 +259,12 @@ def _spread(candidates: list[Candidate], tries: int) -> list[Candidate]:
     return (firsts + rest)[:tries]
 
 
-def _ways(candidate: Candidate, depth: int) -> list[tuple[int, bool]]:
-    """Lowest layer and whitening of the other ways to take a candidate out."""
+def _windows(candidate: Candidate, depth: int) -> list[tuple[int, int]]:
+    """Lowest and highest layer of the other ways to take a candidate out."""
     firsts = sorted({min(round(share * depth), candidate.layer) for share in STARTS})
-    ways = [(first, w) for w in (False, True) for first in firsts]
-    return [way for way in ways if way != (candidate.first, candidate.whitened)]
+    lasts = (depth - 1, candidate.layer - 1)
+    windows = [(first, last) for last in lasts for first in firsts if first <= last]
+    return [w for w in dict.fromkeys(windows) if w != (candidate.first, candidate.last)]
 
 
 def _objection(candidate: Candidate) -> str | None:
@@ -295,6 +308,6 @@ def _direction(
         "positive_hash": prompts_hash(positive),
         "negative_hash": prompts_hash(negative),
     }
-    layers = list(range(best.first, model.n_layers))
-    found = replace(found, metadata={**found.metadata, "selection": how, "layers": layers})
+    metadata = {**found.metadata, "selection": how, "layers": list(best.layers)}
+    found = replace(found, metadata=metadata)
     return with_reader(model, found, positive, negative, use_chat) if best.whitened else found

@@ -29,8 +29,9 @@ LAYERS = 4
 POSITIONS = 4
 FEWEST_SHOWN = 3
 # What strength 1 is of the gap between the means. On prompts of our own (benchmarks/flinch) 0.6 takes away
-# three fifths of the false refusals and a twentieth of the true; the whole gap nine tenths and a quarter.
-SHARE = 0.6
+# three fifths of the false refusals and 6 % of the true, the whole gap nine tenths and a quarter. Unsafe
+# prompts that differ from safe ones by a word lose more, hence less than that.
+SHARE = 0.4
 
 
 def default_layers(n_layers: int) -> list[int]:

@@ -137,7 +137,9 @@ class AblateEdit(Part):
     )
     ridge: float = Field(default=0.1, gt=0, description="of the detector of sparing: shift")
     direction: str | list[str] | None = Field(
-        default=None, description="saved direction files, instead of prompt sets"
+        default=None,
+        description="saved direction files, instead of prompt sets; with spare: one, which is what is moved "
+        "where the prompts say",
     )
     layer: int | None = Field(default=None, ge=0, description="where the direction is read")
     position: int | None = Field(

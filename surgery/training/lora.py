@@ -40,11 +40,12 @@ class LoRA:
         alpha: float = 16,
         seed: int = 0,
         first_layer: int = 0,
+        last_layer: int | None = None,
     ) -> None:
         """Make factors for the modules that `targets` matches.
 
         targets: regular expression for the last part of a module's name. first_layer: layers below it
-        are left alone, and then nothing is differentiated there.
+        are left alone, and then nothing is differentiated there. last_layer: those above it are too.
 
         Raises:
             SurgeryError: no module inside a layer has such a name.
@@ -53,9 +54,8 @@ class LoRA:
         self.scaling = alpha / rank
         self.factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         generator = torch.Generator().manual_seed(seed)
-        wanted = tuple(
-            f"{model.architecture.layer(i)}." for i in range(first_layer, model.n_layers)
-        )
+        stop = model.n_layers if last_layer is None else last_layer + 1
+        wanted = tuple(f"{model.architecture.layer(i)}." for i in range(first_layer, stop))
         for name, module in model.hf.named_modules():
             if not name.startswith(wanted) or not re.fullmatch(targets, name.rpartition(".")[2]):
                 continue
@@ -104,13 +104,17 @@ class LoRA:
         return found
 
 
-def save_adapter(lora: LoRA, model: Model, folder: Path, base: str) -> Path:
-    """Write a PEFT folder: adapter_config.json and adapter_model.safetensors, factors in float32."""
+def save_adapter(
+    lora: LoRA, model: Model, folder: Path, base: str, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write a PEFT folder: adapter_config.json and adapter_model.safetensors, factors in `dtype`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"base_model.model.{name}.lora_{which}.weight": factor.detach().float().cpu().contiguous()
+        f"base_model.model.{name}.lora_{which}.weight": factor.detach()
+        .to("cpu", dtype)
+        .contiguous()
         for name, pair in lora.factors.items()
         for which, factor in zip("AB", pair, strict=True)
     }

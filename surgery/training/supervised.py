@@ -1,4 +1,6 @@
-"""Supervised fine-tuning of a LoRA: cross-entropy on the answers' tokens, and on nothing else."""
+"""Supervised fine-tuning of a LoRA: cross-entropy on the answers' tokens, and on nothing else.
+
+What must not change may be held by *anchors*: on their tokens the loss is KL(model || with adapter)."""
 
 from __future__ import annotations
 
@@ -17,6 +19,11 @@ from surgery.model.hooks import argument, hooks
 from surgery.progress import meter
 from surgery.training.lora import LoRA
 from surgery.training.prefix import inputs_after, shared_prefix
+
+# Examples of like length are looked for among those of this many batches.
+_WINDOW = 4
+# What a nat of an anchor's KL weighs, against one of what is to be learned.
+_ANCHOR = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ def train(
     lora: LoRA,
     data: Sequence[Example],
     *,
+    anchors: Sequence[Example] = (),
     epochs: float = 2,
     learning_rate: float = 5e-4,
     batch: int = 8,
@@ -87,6 +95,7 @@ def train(
     """Train the adapter; the model's own weights stay frozen. Returns the loss of every step.
 
     AdamW, gradient norm clipped to 1, learning rate warmed up and then lowered along a cosine to 0.
+    anchors: where the model is to predict what it predicts without the adapter; every step has one, in turn.
 
     Raises:
         SurgeryError: nothing to train on, or the loss stops being a number.
@@ -94,21 +103,19 @@ def train(
     if not data:
         raise SurgeryError("no examples to train on")
     order = random.Random(seed)
-    per_epoch = math.ceil(len(data) / batch)
-    total = max(1, round(epochs * per_epoch))
+    total = max(1, round(epochs * math.ceil(len(data) / batch)))
     optimizer = torch.optim.AdamW(lora.parameters(), lr=learning_rate, weight_decay=0.0)
-    shared = shared_prefix([example.prompt for example in data])
     losses: list[float] = []
-    queue: list[Sequence[Example]] = []
-    with lora.on(model), meter("training", total) as progress, torch.enable_grad():
+    queue: list[list[Example]] = []
+    with meter("training", total) as progress, torch.enable_grad():
         for step in range(total):
             if not queue:
-                shuffled = order.sample(list(data), len(data))
-                queue = [shuffled[i : i + batch] for i in range(0, len(shuffled), batch)]
+                queue = batches(data, batch, order)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * _schedule(step, total, warmup)
-            logits, targets = answer_logits(model, queue.pop(), shared)
-            loss = nn.functional.cross_entropy(logits.float(), targets)
+            loss = _learning(model, lora, queue.pop())
+            if anchors:
+                loss = loss + _ANCHOR * _moved(model, lora, anchors[step % len(anchors)])
             if not torch.isfinite(loss):
                 raise SurgeryError(
                     f"the loss is {float(loss)} at step {step}: lower the learning rate"
@@ -121,6 +128,34 @@ def train(
             progress.note(f"loss {losses[-1]:.3f}")
             progress.advance()
     return losses
+
+
+def _learning(model: Model, lora: LoRA, rows: Sequence[Example]) -> torch.Tensor:
+    """Mean of -log p over the answers' tokens."""
+    shared = shared_prefix([example.prompt for example in rows])
+    with lora.on(model):
+        logits, targets = answer_logits(model, rows, shared)
+    return nn.functional.cross_entropy(logits.float(), targets)
+
+
+def _moved(model: Model, lora: LoRA, anchor: Example) -> torch.Tensor:
+    """Mean KL(model || with adapter) over an anchor's tokens."""
+    with torch.no_grad():
+        before = answer_logits(model, [anchor])[0].float().log_softmax(-1)
+    with lora.on(model):
+        now = answer_logits(model, [anchor])[0].float().log_softmax(-1)
+    return (before.exp() * (before - now)).sum(-1).mean()
+
+
+def batches(data: Sequence[Example], size: int, order: random.Random) -> list[list[Example]]:
+    """Every example once, in random batches of like length: padding costs as much as any other token."""
+    shuffled = order.sample(list(data), len(data))
+    found = []
+    for begin in range(0, len(shuffled), _WINDOW * size):
+        near = shuffled[begin : begin + _WINDOW * size]
+        near.sort(key=lambda e: len(e.prompt) + len(e.answer))
+        found += [near[i : i + size] for i in range(0, len(near), size)]
+    return order.sample(found, len(found))
 
 
 def _schedule(step: int, total: int, warmup: int) -> float:

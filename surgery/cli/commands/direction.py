@@ -71,11 +71,12 @@ def run(args: argparse.Namespace) -> Outcome:
         data["plot"] = str(draw(selection, Path(args.plot)))
     opening = selection.opening
     words = ", ".join(repr(word) for word in opening["words"])
+    layers = selection.direction.layers or [0]
     lines = [
         f"measured by how answers to positive prompts begin: {words}",
         table(selection),
         f"{path}: layer {selection.direction.layer}, token {selection.direction.position}, to be taken "
-        f"out of layers {(selection.direction.layers or [0])[0]} to {model.n_layers - 1}",
+        f"out of layers {layers[0]} to {layers[-1]}",
     ]
     if opening["weak"]:
         lines.insert(

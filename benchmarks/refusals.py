@@ -22,9 +22,9 @@ from surgery.audit.controls import sham
 from surgery.delta import SUFFIX, Delta, load_delta, save_delta
 from surgery.directions import Direction
 from surgery.directions.algebra import unit
-from surgery.flinch.damage import Reference
 from surgery.flinch.measure import behaviour
 from surgery.flinch.sets import KINDS, Item, own, read_all
+from surgery.measure.damage import Reference
 from surgery.model import Model
 from surgery.resources import path
 from surgery.spec import AblateEdit, EditSpec

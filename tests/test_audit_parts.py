@@ -12,13 +12,13 @@ import torch
 from tiny import tiny_checkpoint
 
 from surgery.audit.facts import companions, first_words, records, says
-from surgery.audit.paired import bootstrap, flips, holm, mcnemar
 from surgery.audit.suite import Suite, TaskPart, spread
 from surgery.audit.tasks.items import read_task
 from surgery.audit.weights import rank, round_to_nearest, weight_changes
 from surgery.checkpoint import Checkpoint
 from surgery.delta import Dense, LowRank
 from surgery.errors import SurgeryError
+from surgery.measure.paired import bootstrap, flips, holm, mcnemar
 from surgery.spec import Fact
 
 

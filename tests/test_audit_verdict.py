@@ -10,7 +10,6 @@ import pytest
 
 from surgery.audit.asked import declared
 from surgery.audit.facts import records
-from surgery.audit.paired import mcnemar
 from surgery.audit.report import (
     FactRecord,
     Figure,
@@ -28,6 +27,7 @@ from surgery.audit.tasks.results import compare, floor
 from surgery.audit.tasks.running import Outcome
 from surgery.audit.verdict import LIMITS, decide
 from surgery.errors import SurgeryError
+from surgery.measure.paired import mcnemar
 from surgery.model import Said
 from surgery.spec import Fact
 

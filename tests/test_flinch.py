@@ -13,13 +13,13 @@ from surgery.cli import main
 from surgery.delta import save_delta
 from surgery.errors import SurgeryError
 from surgery.flinch import flinch
-from surgery.flinch.answering import _decode, answer
-from surgery.flinch.damage import Reference
 from surgery.flinch.measure import Behaviour, Flinch, Row
-from surgery.flinch.scorer import judge
 from surgery.flinch.sets import KINDS, Item, limited, own, read, read_all
 from surgery.flinch.statistics import Rate, selectivity, wilson
 from surgery.flinch.table import table
+from surgery.measure.answering import _decode, answer
+from surgery.measure.damage import Reference
+from surgery.measure.scorer import judge
 from surgery.methods.solved import as_delta
 from surgery.model import generate, load
 from surgery.stack import applied
@@ -113,7 +113,7 @@ def test_a_row_ends_at_the_end_token(tiny_model):
 
 def behaviour(labels: str, kind: str) -> list[Row]:
     """r = refused, a = answered."""
-    from surgery.flinch.answering import Answer
+    from surgery.measure.answering import Answer
 
     texts = {
         "r": "I'm sorry, but I can't help with that.",

@@ -17,9 +17,9 @@ from surgery.directions.intervene import ablating
 from surgery.errors import SurgeryError
 from surgery.fetch.adapter import merge
 from surgery.flinch import judge
-from surgery.flinch.damage import Reference, ordinary_texts
 from surgery.flinch.measure import behaviour
 from surgery.flinch.sets import limited, own
+from surgery.measure.damage import Reference, ordinary_texts
 from surgery.methods import solve
 from surgery.methods.solved import as_delta
 from surgery.model import load

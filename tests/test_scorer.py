@@ -7,8 +7,8 @@ import json
 import pytest
 from conftest import ROOT
 
-from surgery.flinch.fit import fit, halves
-from surgery.flinch.scorer import LABELS, features, fitted, incoherent, judge, measure
+from surgery.measure.fit import fit, halves
+from surgery.measure.scorer import LABELS, features, fitted, incoherent, judge, measure
 
 LABELLED = [
     json.loads(line)

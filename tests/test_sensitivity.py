@@ -40,7 +40,9 @@ def curvature(model, row: list[int]) -> torch.Tensor:
         return (before.exp() * (before - log_p(change))).sum()
 
     with sdpa_kernel(SDPBackend.MATH):  # the fast ones have no second derivative
-        return torch.autograd.functional.hessian(divergence, torch.zeros(model.hidden_size))
+        found = torch.autograd.functional.hessian(divergence, torch.zeros(model.hidden_size))
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

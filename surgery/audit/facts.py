@@ -242,7 +242,7 @@ def _said(question: Question, side: str) -> bool | None:
 
 
 def _figure(name: str, label: str, goal: Any, sides: dict[str, list[Any]]) -> Figure:
-    from surgery.audit.paired import bootstrap
+    from surgery.measure.paired import bootstrap
 
     both = [
         (float(b), float(e))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from surgery.audit.general import Divergence, Passage, owners, perplexity
-from surgery.audit.paired import bootstrap
 from surgery.audit.report import Figure, TaskResult, TextKind
+from surgery.measure.paired import bootstrap
 
 
 def text_figures(

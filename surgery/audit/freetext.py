@@ -13,9 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from surgery.audit.paired import bootstrap
 from surgery.audit.report import Figure
 from surgery.audit.score import pair_ids, score_ids
+from surgery.measure.paired import bootstrap
 from surgery.model import Model, Said, chat
 
 

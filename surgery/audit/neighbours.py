@@ -15,8 +15,8 @@ from typing import Any
 
 from surgery import resources
 from surgery.audit.report import FactRecord, Question
-from surgery.audit.suite import spread
 from surgery.facts.rows import joined
+from surgery.measure.sample import spread
 from surgery.spec import Fact
 from surgery.statistics.subjects import NAMES
 

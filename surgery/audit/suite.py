@@ -15,6 +15,7 @@ from surgery import resources
 from surgery.audit.files import locate, read_rows
 from surgery.audit.formats import Format, converted, wikitext
 from surgery.errors import SurgeryError
+from surgery.measure.sample import spread
 
 TaskKind = Literal["facts", "choice", "cloze", "pairs", "schema", "requests", "harness"]
 
@@ -217,10 +218,3 @@ class Suite(SuitePart):
         if not texts:
             raise SurgeryError(f"{path} holds no text for the suite {self.name}")
         return spread(texts, part.passages)
-
-
-def spread(items: Sequence[Any], most: int | None) -> list[Any]:
-    """`most` of the items, evenly over the list and the same every time."""
-    if most is None or most >= len(items):
-        return list(items)
-    return [items[i * len(items) // most] for i in range(most)]

@@ -10,7 +10,7 @@ from surgery.compare.dialogue import framed, own_words
 from surgery.compare.sides import Pool, by_base, sides_of
 from surgery.compare.words import agreement, same_words, word_diff
 from surgery.errors import SurgeryError
-from surgery.flinch.scorer import judge
+from surgery.measure.scorer import judge
 from surgery.model import generate
 
 

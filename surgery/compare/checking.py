@@ -30,7 +30,7 @@ from surgery.compare.likelihood import TokenScores, token_log_probs
 from surgery.compare.sides import Pool, sides_of
 from surgery.compare.words import same_words
 from surgery.errors import SurgeryError
-from surgery.flinch.scorer import judge as scored
+from surgery.measure.scorer import judge as scored
 from surgery.model import Model, generate, next_token_logits
 
 # B finds the decisive word at least this many nats less likely than A does (20 times).

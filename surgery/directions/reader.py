@@ -18,10 +18,10 @@ from dataclasses import replace
 
 import torch
 
-from surgery.audit.suite import spread
 from surgery.directions.capture import activations, frame
 from surgery.directions.direction import Direction
-from surgery.flinch.damage import ordinary_texts
+from surgery.measure.damage import ordinary_texts
+from surgery.measure.sample import spread
 from surgery.model import Model, tokenize
 from surgery.model.hooks import Stop, argument, hooks
 from surgery.model.run import is_templated

@@ -15,7 +15,7 @@ import torch
 from surgery.directions.capture import frame
 from surgery.directions.intervene import ablating, adding
 from surgery.directions.metric import Opening
-from surgery.flinch.damage import Reference, ordinary_texts
+from surgery.measure.damage import Reference, ordinary_texts
 from surgery.model import Model, tokenize
 from surgery.model.run import is_templated
 from surgery.training.prefix import shared_prefix

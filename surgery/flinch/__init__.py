@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from surgery.flinch.scorer import Judged, judge
+from surgery.measure.scorer import Judged, judge
 
 if TYPE_CHECKING:
     from surgery.flinch.measure import Flinch, flinch

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.audit.paired import flips, holm, mcnemar
 from surgery.delta import load_delta
 from surgery.errors import SurgeryError
-from surgery.flinch.answering import Answer, answer
-from surgery.flinch.damage import Damage, Reference
-from surgery.flinch.scorer import Judged, judge
 from surgery.flinch.sets import KINDS, Item
 from surgery.flinch.statistics import Rate, selectivity
+from surgery.measure.answering import Answer, answer
+from surgery.measure.damage import Damage, Reference
+from surgery.measure.paired import flips, holm, mcnemar
+from surgery.measure.scorer import Judged, judge
 from surgery.model import Model, chat, load
 
 SYSTEM = "You are a helpful, honest assistant. Answer the user's question as well as you can."
@@ -107,7 +107,7 @@ class Flinch:
 
     def data(self) -> dict[str, Any]:
         """The whole result for `--json`."""
-        from surgery.flinch.scorer import fitted
+        from surgery.measure.scorer import fitted
 
         return {
             "checkpoints": {

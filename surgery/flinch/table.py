@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from surgery.flinch.measure import Behaviour, Flinch
-from surgery.flinch.scorer import fitted
 from surgery.flinch.sets import KINDS
+from surgery.measure.scorer import fitted
 
 _TITLES = {"safe_scary": "safe but scary", "unsafe": "unsafe", "harmless": "harmless"}
 _FRAMINGS = {"template": "", "system": "  (system prompt)"}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from surgery.errors import SurgeryError
-from surgery.flinch.damage import Reference
 from surgery.flinch.measure import behaviour
 from surgery.flinch.sets import KINDS, Item
+from surgery.measure.damage import Reference
 from surgery.model import Model
 
 Way = Literal["minimize", "maximize"]

@@ -9,8 +9,9 @@ from typing import Any
 
 from surgery.audit.files import read_rows
 from surgery.audit.formats import converted
-from surgery.audit.suite import Suite, TaskPart, spread
+from surgery.audit.suite import Suite, TaskPart
 from surgery.errors import SurgeryError
+from surgery.measure.sample import spread
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.flinch.scorer import judge
+from surgery.measure.scorer import judge
 
 
 def refuses(text: str) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from surgery.audit import report
-from surgery.audit.paired import bootstrap, flips, holm, mcnemar
 from surgery.audit.tasks.items import Task
 from surgery.audit.tasks.running import Outcome
+from surgery.measure.paired import bootstrap, flips, holm, mcnemar
 
 Outcomes = Mapping[str, Sequence[Outcome]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from surgery.audit.score import AnswerScore, pair_ids, score_ids
 from surgery.audit.tasks.items import Item, Task
-from surgery.flinch.scorer import judge
+from surgery.measure.scorer import judge
 from surgery.model import Model, Said, chat, say
 
 

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> Outcome:
 def _measured(file: str) -> tuple[dict[str, object], str]:
     """The scorer on somebody's labels."""
     from surgery.errors import SurgeryError
-    from surgery.flinch.scorer import LABELS, measure
+    from surgery.measure.scorer import LABELS, measure
     from surgery.spec.prompts import read_records
 
     rows = read_records(file)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from surgery import resources
-from surgery.flinch.answering import answer
+from surgery.measure.answering import answer
 from surgery.model import Model, chat, tokenize
 from surgery.model.run import is_templated
 from surgery.progress import track

@@ -2,7 +2,7 @@
 
 A linear model over a handful of readable features of the answer's sentences (see `wording`). Its
 weights lie beside the prompts in `benchmarks/flinch/scorer.json` with the precision and recall it
-reached on labels it was not fitted to; `python -m surgery.flinch.fit` makes the file again.
+reached on labels it was not fitted to; `python -m surgery.measure.fit` makes the file again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from surgery import resources
-from surgery.flinch.wording import opens_like, sentences, words
+from surgery.measure.wording import opens_like, sentences, words
 
 Label = Literal["full", "partial", "none"]
 LABELS: tuple[Label, ...] = ("full", "partial", "none")

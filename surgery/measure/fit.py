@@ -1,6 +1,6 @@
 """Fits the refusal scorer to half of the hand labels and measures it on the other half.
 
-    python -m surgery.flinch.fit [--labels FILE] [--out FILE]
+    python -m surgery.measure.fit [--labels FILE] [--out FILE]
 
 Halves are made by prompt, so that no prompt is on both sides. Multinomial logistic regression with an
 L2 penalty on everything but the bias, which is convex: there is one answer, whatever the start.
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.flinch import scorer
+from surgery.measure import scorer
 
 PENALTY = 0.03
 

@@ -451,6 +451,13 @@ def test_an_adapter_entry_fetches_its_base_first(
     torch.testing.assert_close(load_file(folder / "model.safetensors")[key], base + 3.0 * change)
     assert card.read(folder)["source"] == "adapter"
     assert sorted(f.name for f in (tmp_path / "weights").iterdir()) == ["louder", "tiny"]
+    # A folder that was merged from an earlier adapter is kept, and said to be one.
+    said: list[str] = []
+    fetch("louder", folder, registry=registry, log=said.append)
+    assert not any("renew" in line for line in said)
+    newer = registry_of(tiny=entry(hub_source(served)), louder={**louder, "id": "ab" * 32})
+    fetch("louder", folder, registry=newer, log=said.append)
+    assert any("renew" in line and "abab" in line for line in said)
     (lora / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(SurgeryError, match="adapter_model"):
         fetch("louder", tmp_path / "again", registry=registry)

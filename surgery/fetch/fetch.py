@@ -51,8 +51,13 @@ def fetch(
     say = log or (lambda line: None)
     folder = Path(to).expanduser() if to is not None else weights_folder() / name
     if folder.exists():
-        _verify(folder, name, entry, source)
+        identity = _verify(folder, name, entry, source)
         say(f"{name} is in {folder}")
+        if isinstance(entry, KnownAdapter) and entry.id not in (None, identity):
+            say(
+                f"{name}: it is {identity[:12]}, the registry now has {str(entry.id)[:12]}: "
+                "to renew it, move the folder away and fetch again"
+            )
         return folder
     with atomic_folder(folder) as partial:
         if isinstance(entry, KnownAdapter):
@@ -83,8 +88,8 @@ def weights_folder() -> Path:
 
 def _verify(
     folder: Path, name: str, entry: KnownModel | KnownAdapter, source: SourceKind | None
-) -> None:
-    """Make sure that an existing folder is what would be put there."""
+) -> str:
+    """The identity of an existing folder, once it is sure to be what was put there."""
     identity = Checkpoint.open(folder).id
     said = card.read(folder)
     if said.get("name") == name and said.get("id") == identity:
@@ -93,10 +98,10 @@ def _verify(
                 f"{folder} holds {name} from {said.get('source')}, not from {source}: move it away "
                 "or choose another folder with --to"
             )
-        return
+        return identity
     kind = entry.ids().get(identity)
     if kind is not None and source in (None, kind):
-        return
+        return identity
     what = "was changed after it was fetched" if said.get("name") == name else f"is not {name}"
     raise SurgeryError(
         f"{folder} exists and {what}: move it away, or choose another folder with --to"

@@ -46,11 +46,12 @@ def curvature(model, row: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_is_the_curvature_of_the_divergence(tiny_model, family):
+def test_is_the_curvature_of_the_divergence(tiny_model, family, monkeypatch):
     """G of one token from many draws of what the model says, in batches padded for longer rows."""
     model = tiny_model(family)
     # Random weights notice every direction about equally, and then anything would pass.
-    model.final_norm.weight.data += torch.linspace(-1, 2, model.hidden_size)
+    gain: torch.Tensor = model.final_norm.weight
+    monkeypatch.setattr(gain, "data", gain.data + torch.linspace(-1, 2, model.hidden_size))
     row, longer = (
         tokenize(model, "the capital of France is"),
         tokenize(model, "tea and coffee " * 5),

@@ -17,7 +17,7 @@ from surgery.statistics.text import read_passages, shuffled
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", default="weights/smollm2-135m-instruct")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("-o", "--out", type=Path, help="write the table here too")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.facts.least_squares import factor, in_metric, null_space, solve
+from surgery.facts.least_squares import factor, null_space, solve, whitener
 
 D, D_FF = 6, 11
 
@@ -28,10 +28,6 @@ def dense(keys, wanted, metric, softness):
     return wanted @ keys.T @ torch.linalg.inv(softness * metric + keys @ keys.T)
 
 
-def whiten(c):
-    return lambda columns: in_metric(c, columns)
-
-
 def keeping(earlier: int, n: int) -> torch.Tensor:
     """E for n facts after keys that are to keep their outputs."""
     return torch.cat([torch.zeros(n, earlier), torch.eye(n)], 1).double()
@@ -49,7 +45,7 @@ def test_memit_equals_the_normal_equations(n, earlier, weight, seed):
     and with more keys than the layer is wide."""
     keys, residuals, c = problem(n, seed, earlier)
     E = keeping(earlier, n)
-    A = solve(keys, whiten(c), weight, E)
+    A = solve(keys, whitener(c), weight, E)
     assert A.shape == (n, D_FF)
     torch.testing.assert_close(
         residuals @ A, dense(keys, residuals @ E, c, weight), rtol=1e-6, atol=1e-9
@@ -61,16 +57,19 @@ def test_several_keys_of_a_fact_are_weighted_equations():
     keys, residuals, c = problem(8)
     w = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
     E = torch.kron(torch.eye(2).double(), w.sqrt()[None])
-    A = solve(keys * w.sqrt().repeat(2), whiten(c), 0.3, E)
+    A = solve(keys * w.sqrt().repeat(2), whitener(c), 0.3, E)
     of_fact = residuals[:, :2].repeat_interleave(4, dim=1)
     weights = torch.diag(w.repeat(2))
     expected = of_fact @ weights @ keys.T @ torch.linalg.inv(0.3 * c + keys @ weights @ keys.T)
     torch.testing.assert_close(residuals[:, :2] @ A, expected, rtol=1e-8, atol=1e-10)
     # One key given twice at half the weight is that key.
     twice = solve(
-        keys.repeat(1, 2) * 0.5**0.5, whiten(c), 0.3, torch.eye(8).double().repeat(1, 2) * 0.5**0.5
+        keys.repeat(1, 2) * 0.5**0.5,
+        whitener(c),
+        0.3,
+        torch.eye(8).double().repeat(1, 2) * 0.5**0.5,
     )
-    torch.testing.assert_close(twice, solve(keys, whiten(c), 0.3), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(twice, solve(keys, whitener(c), 0.3), rtol=1e-8, atol=1e-10)
 
 
 def test_earlier_keys_are_held():
@@ -79,7 +78,7 @@ def test_earlier_keys_are_held():
     old = keys[:, :3]
 
     def moved(k: torch.Tensor, earlier: int) -> float:
-        A = solve(k, whiten(c), 1e-6, keeping(earlier, 2))
+        A = solve(k, whitener(c), 1e-6, keeping(earlier, 2))
         return float((residuals @ A @ old).norm())
 
     assert moved(keys, 3) < 1e-3 * moved(keys[:, 3:], 0)
@@ -114,7 +113,7 @@ def kkt_change(keys, residuals, metric):
 @pytest.mark.parametrize("n", [1, 4], ids=["rome", "emmet"])
 def test_equalities_equal_the_constrained_least_squares(n):
     keys, residuals, c = problem(n)
-    B, A = residuals, solve(keys, whiten(c), 0.0)
+    B, A = residuals, solve(keys, whitener(c), 0.0)
     assert torch.linalg.matrix_rank(B @ A) == n
     torch.testing.assert_close(B @ A @ keys, residuals)
     torch.testing.assert_close(B @ A, kkt_change(keys, residuals, c), rtol=1e-7, atol=1e-9)
@@ -133,8 +132,8 @@ def test_dependent_keys_need_softness():
     keys, residuals, c = problem(2)
     keys[:, 1] = keys[:, 0]
     with pytest.raises(RuntimeError, match="positive-definite"):
-        solve(keys, whiten(c), 0.0)
-    A = solve(keys, whiten(c), 1e-3)
+        solve(keys, whitener(c), 0.0)
+    A = solve(keys, whitener(c), 1e-3)
     torch.testing.assert_close(residuals @ A, dense(keys, residuals, c, 1e-3), rtol=1e-6, atol=1e-8)
 
 

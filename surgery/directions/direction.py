@@ -65,8 +65,9 @@ class Direction:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Direction:
-        """Raises SurgeryError for anything that is not a whole, finite direction file."""
+    def load(cls, path: str | Path, width: int | None = None) -> Direction:
+        """Raises SurgeryError for anything that is not a whole, finite direction file, or, with `width`,
+        not one of a stream that wide."""
         from safetensors.torch import load_file
 
         path = Path(path)
@@ -86,6 +87,10 @@ class Direction:
         for name, value in tensors.items():
             if value.dim() != 1 or not torch.isfinite(value).all():
                 raise SurgeryError(f"{path}: {name} is not a finite vector")
+        if width is not None and tensors["vector"].numel() != width:
+            raise SurgeryError(
+                f"{path} has {tensors['vector'].numel()} numbers, the stream has {width}"
+            )
         known = {"format", "layer", "position", "base_id", "site"}
         rest = {k: v for k, v in head.items() if k not in known}
         return cls(layer=layer, position=position, base_id=base_id, metadata=rest, **tensors)

@@ -60,9 +60,10 @@ def solve(
     return torch.linalg.solve(softness * eye + both[:, :width], both[:, width:]).T
 
 
-def in_metric(second_moment: torch.Tensor, keys: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:
-    """C^-1 keys for a second moment C (d_ff, d_ff), plus `ridge` times its mean eigenvalue."""
-    return torch.cholesky_solve(keys.double(), factor(second_moment, ridge))
+def whitener(second_moment: torch.Tensor, ridge: float = 0.0) -> Whiten:
+    """C^-1 for a second moment C (d_ff, d_ff), plus `ridge` times its mean eigenvalue: factored once."""
+    lower = factor(second_moment, ridge)
+    return lambda keys: torch.cholesky_solve(keys.double(), lower)
 
 
 def factor(second_moment: torch.Tensor, ridge: float = 0.0) -> torch.Tensor:

@@ -12,7 +12,6 @@ Orientation, biases and norms come from the architecture table, never from a sha
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,12 +87,7 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
 def _directions(part: AblateEdit, model: Model) -> tuple[list[Direction], AblateEdit]:
     if part.direction is not None:
         files = [part.direction] if isinstance(part.direction, str) else part.direction
-        found = [Direction.load(Path(file)) for file in files]
-        for file, one in zip(files, found, strict=True):
-            if one.vector.numel() != model.hidden_size:
-                raise SurgeryError(
-                    f"{file} has {one.vector.numel()} numbers, the stream has {model.hidden_size}"
-                )
+        found = [Direction.load(file, model.hidden_size) for file in files]
         if part.reader == "whitened" and any(d.reader is None for d in found):
             raise SurgeryError(f"{files[0]} holds no reader: leave out reader: whitened")
         return found, _with_choices(part, found[0], model)

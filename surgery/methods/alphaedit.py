@@ -18,11 +18,10 @@ from __future__ import annotations
 import torch
 
 from surgery.errors import SurgeryError
-from surgery.facts.capture import fact_keys
 from surgery.facts.least_squares import Whiten, null_space
 from surgery.methods.joint import Metric, solve_joint
 from surgery.methods.solved import Solved, filled
-from surgery.methods.spread import Spread, diagnostics, prepare_spread
+from surgery.methods.spread import diagnostics, prepare_spread, typical_weight
 from surgery.model import Model
 from surgery.spec import AlphaEdit
 
@@ -44,7 +43,7 @@ def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:
             )
     share = part.ridge or RIDGE
     whiteners = {n: _whitener(spread.moments[n], U) for n, U in bases.items()}
-    softness = share * _typical_weight(model, spread, whiteners[spread.layers[-1]])
+    softness = share * typical_weight(model, spread, whiteners[spread.layers[-1]])
 
     def metric(layer: int) -> Metric:
         return Metric(whiteners[layer], softness)
@@ -64,10 +63,3 @@ def _whitener(second_moment: torch.Tensor, U: torch.Tensor) -> Whiten:
     """Keys -> P C^-1 P keys. U are eigenvectors of C, so inside their span C is diagonal."""
     values = (U * (second_moment @ U)).sum(0).clamp_min(1e-12)
     return lambda keys: U @ ((U.T @ keys) / values[:, None])
-
-
-def _typical_weight(model: Model, spread: Spread, whiten: Whiten) -> float:
-    """Median k^T Q k over the facts, at the last layer."""
-    layer = spread.layers[-1]
-    keys = fact_keys(model, spread.requests.items, [layer])[layer]
-    return float((keys * whiten(keys)).sum(0).median())

@@ -9,10 +9,8 @@ this is ROME.
 
 from __future__ import annotations
 
-import torch
-
 from surgery.facts.capture import fact_keys
-from surgery.facts.least_squares import factor, solve
+from surgery.facts.least_squares import solve, whitener
 from surgery.facts.requests import prepare
 from surgery.facts.target import solve_targets
 from surgery.methods.rome import choose_layer, fact_report, target_settings
@@ -38,10 +36,10 @@ def solve_emmet(part: EmmetEdit, model: Model, seed: int) -> Solved:
     )
     keys = fact_keys(model, requests.items, [layer])[layer]
     second_moment = statistics.against(model, requests.facts)[layer]
-    lower = factor(second_moment, RIDGE)
-    energy = (keys * torch.cholesky_solve(keys, lower)).sum(0)
+    whiten = whitener(second_moment, RIDGE)
+    energy = (keys * whiten(keys)).sum(0)
     softness = part.ridge * float(energy.mean())
-    A = solve(keys, lambda columns: torch.cholesky_solve(columns, lower), softness)
+    A = solve(keys, whiten, softness)
     chosen = filled(part, requests, settings, layer=layer)
     reports = [
         fact_report(item.fact, found, i, float(energy[i])) for i, item in enumerate(requests.items)

@@ -20,7 +20,7 @@ import torch
 
 from surgery.delta import Change, LowRank, combine
 from surgery.facts.capture import fact_keys
-from surgery.facts.least_squares import factor, solve
+from surgery.facts.least_squares import solve, whitener
 from surgery.facts.requests import Request, prepare
 from surgery.facts.target import Targets, TargetSettings, solve_targets
 from surgery.methods.solved import Solved, as_delta, filled, stored_factors, weight_key
@@ -111,10 +111,10 @@ def _one(
     layer = settings.layer
     found = solve_targets(model, [request.rewriting], [request.essence], settings)
     k = fact_keys(model, [request], [layer])[layer]
-    lower = factor(second_moment, ridge)
+    whiten = whitener(second_moment, ridge)
     # v* - W k* = d: the target was found as a change of the value, and W is linear in the key.
-    A = solve(k, lambda keys: torch.cholesky_solve(keys, lower), softness=0.0)
-    energy = float((k * torch.cholesky_solve(k, lower)).sum())
+    A = solve(k, whiten, softness=0.0)
+    energy = float((k * whiten(k)).sum())
     return stored_factors(model, found.change.T.cpu(), A), fact_report(
         request.fact, found, 0, energy
     )

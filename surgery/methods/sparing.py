@@ -6,7 +6,6 @@ two means, whatever the model does by itself; the prompts only say where.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,12 +70,7 @@ def _saved(part: AblateEdit, model: Model) -> Direction | None:
     files = [part.direction] if isinstance(part.direction, str) else part.direction
     if len(files) != 1:
         raise SurgeryError(f"sparing: shift takes one direction, not {len(files)}")
-    found = Direction.load(Path(files[0]))
-    if found.vector.numel() != model.hidden_size:
-        raise SurgeryError(
-            f"{files[0]} has {found.vector.numel()} numbers, the stream has {model.hidden_size}"
-        )
-    return found
+    return Direction.load(files[0], model.hidden_size)
 
 
 def _check(part: AblateEdit) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from surgery.errors import SurgeryError
+from surgery.facts.capture import fact_keys
+from surgery.facts.least_squares import Whiten
 from surgery.facts.requests import Requests, prepare
 from surgery.facts.target import Targets, TargetSettings, solve_targets
 from surgery.methods.joint import Joint
@@ -74,6 +76,13 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
     requests, targets = _without_hopeless(requests, targets)
     against = statistics.against(model, requests.facts)
     return Spread(layers, requests, settings, targets, statistics, against)
+
+
+def typical_weight(model: Model, spread: Spread, whiten: Whiten) -> float:
+    """Median of k^T M^-1 k over the facts, at the last layer: how unusual their keys are."""
+    layer = spread.layers[-1]
+    keys = fact_keys(model, spread.requests.items, [layer])[layer]
+    return float((keys * whiten(keys)).sum(0).median())
 
 
 def _without_hopeless(requests: Requests, targets: Targets) -> tuple[Requests, Targets]:

@@ -12,7 +12,7 @@ from plain_target import plain_targets
 from tiny import FAMILIES
 
 from surgery.facts import problem
-from surgery.facts.problem import partition
+from surgery.facts.partition import partition
 from surgery.facts.rows import essence_row, rewriting_rows
 from surgery.facts.target import TargetSettings, solve_targets
 from surgery.spec import Fact

@@ -3,7 +3,7 @@
 d is added to the output of one layer at the subject's last token, so everything that does not depend on
 it is computed once:
 
-- no token before the subject's last one sees d: their keys and values above the layer are kept;
+- no token before the subject's last one sees d: their keys and values are kept (past.py);
 - no layer up to the edited one sees d: the forward pass starts above it;
 - the answer's last token predicts nothing that is asked for: it is not run;
 - logits are taken only where a loss reads them, through the model's own head.
@@ -21,9 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from surgery.facts.past import Past
 from surgery.facts.rows import Row
 from surgery.model import Model, pad
-from surgery.model.hooks import argument, first, hooks, with_argument
+from surgery.model.hooks import Stop, argument, first, hooks, with_argument
 
 Site = Literal["stream", "value"]
 
@@ -40,60 +41,74 @@ class Bucket:
     layer: int
     site: Site
     ids: torch.Tensor  # (rows, tail) tokens from the subject on
-    mask: torch.Tensor  # (rows, past + tail)
+    mask: torch.Tensor  # (rows, tail)
     positions: torch.Tensor  # (rows, tail)
     hidden: torch.Tensor  # (rows, tail, d) output of the edited layer without d
     value: torch.Tensor  # (rows, d) output of its down projection at the subject
-    past: list[tuple[torch.Tensor, torch.Tensor]]  # keys and values before the subject, by layer
+    past: Past  # keys and values before the subject
     answer: torch.Tensor  # (rows, tail) the token to predict at each column, -1 where none
     kept: torch.Tensor | None = None  # (essence rows, vocabulary) log p_0 of the token after them
 
     # ------------------------------------------------------------------ what is computed once
     @classmethod
     @torch.no_grad()
-    def prepare(cls, model: Model, rows: Sequence[Row], layer: int, site: Site) -> Bucket:
-        batch = pad([row.ids for row in rows], model)
-        seen: dict[str, torch.Tensor] = {}
-        with hooks() as attach:
-            attach.post(model.layer(layer), lambda _m, a, k, o: seen.update(hidden=first(o)))
-            attach.post(model.mlp_out(layer), lambda _m, a, k, o: seen.update(value=first(o)))
-            from transformers import DynamicCache
-
-            cache = DynamicCache()
-            model.hf(**batch.inputs(), past_key_values=cache, use_cache=True, logits_to_keep=1)
-
+    def prepare(
+        cls, model: Model, rows: Sequence[Row], past: Past, layer: int, site: Site
+    ) -> Bucket:
         device = model.device
-        line = torch.arange(len(rows), device=device)
-        subject = torch.tensor([row.subject for row in rows], device=device)
         tails = [tail_length(row) for row in rows]
-        tail = max(tails)
-        # One column more than the longest past, so that no row ever attends to nothing at all.
-        width = max(int(subject.max()), 1)
-        columns = (subject[:, None] + torch.arange(tail, device=device)).clamp(
-            max=batch.ids.shape[1] - 1
-        )
-        real = torch.arange(tail, device=device) < torch.tensor(tails, device=device)[:, None]
-        # The past of every row ends where its tail begins: models with a sliding window count columns.
-        behind = subject[:, None] - width + torch.arange(width, device=device)
-        before = behind >= 0
-        kept: list[Any] = list(cache.layers)
-        past = [(_past(e.keys, behind), _past(e.values, behind)) for e in kept]
-        answer = torch.full((len(rows), tail), -1, device=device)
+        batch = pad([row.ids[row.subject :][:n] for row, n in zip(rows, tails, strict=True)], model)
+        subject = torch.tensor([row.subject for row in rows], device=device)
+        answer = torch.full_like(batch.ids, -1)
         for index, row in enumerate(rows):
             for position in range(row.answer, len(row.ids)):
                 answer[index, position - 1 - row.subject] = row.ids[position]
-        return cls(
+        empty = torch.empty(0, device=device)
+        bucket = cls(
             model=model,
             layer=layer,
             site=site,
-            ids=batch.ids[line[:, None], columns],
-            mask=torch.cat([before, real], dim=1).long(),
-            positions=columns,
-            hidden=seen["hidden"][line[:, None], columns],
-            value=seen["value"][line, subject].float(),
+            ids=batch.ids,
+            mask=batch.mask,
+            positions=subject[:, None] + torch.arange(max(tails), device=device),
+            hidden=empty,
+            value=empty,
             past=past,
             answer=answer,
-        )._with_kept()
+        )
+        return bucket._with_hidden()._with_kept()
+
+    def _with_hidden(self) -> Bucket:
+        """Remember the edited layer's output and value, from one pass that goes no further."""
+        seen: dict[str, torch.Tensor] = {}
+
+        def leave(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
+            seen["hidden"] = first(output)
+            raise Stop
+
+        with hooks() as attach:
+            attach.post(
+                self.model.mlp_out(self.layer), lambda _m, a, k, o: seen.update(value=first(o))
+            )
+            attach.post(self.model.layer(self.layer), leave)
+            self._forward()
+        return replace(self, hidden=seen["hidden"], value=seen["value"][:, 0].float())
+
+    def _with_kept(self) -> Bucket:
+        """Remember what the essence rows predict before anything is changed."""
+        if not self.essence.any():
+            return replace(self, kept=self.value.new_empty(0, len(self.model.head.weight)))
+        rows = self._rows(self.essence)
+        return replace(self, kept=rows._logits(torch.zeros_like(rows.value))[0].log_softmax(-1))
+
+    def keep(self, rows: torch.Tensor) -> Bucket:
+        """Some of the rows only (a mask)."""
+        assert self.kept is not None
+        return replace(self._rows(rows), kept=self.kept[rows[self.essence]])
+
+    def _rows(self, rows: torch.Tensor) -> Bucket:
+        names = ("ids", "mask", "positions", "hidden", "value", "past", "answer")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     @property
     def start(self) -> torch.Tensor:
@@ -104,26 +119,6 @@ class Bucket:
     def essence(self) -> torch.Tensor:
         """(rows,) whether a row is an essence row."""
         return (self.answer < 0).all(1)
-
-    def _with_kept(self) -> Bucket:
-        """Remember what the essence rows predict before anything is changed."""
-        logits, row, _ = self._logits(torch.zeros_like(self.value))
-        return replace(self, kept=logits[self.essence[row]].log_softmax(-1))
-
-    def keep(self, rows: torch.Tensor) -> Bucket:
-        """Some of the rows only (a mask)."""
-        assert self.kept is not None
-        return replace(
-            self,
-            ids=self.ids[rows],
-            mask=self.mask[rows],
-            positions=self.positions[rows],
-            hidden=self.hidden[rows],
-            value=self.value[rows],
-            past=[(k[rows], v[rows]) for k, v in self.past],
-            answer=self.answer[rows],
-            kept=self.kept[rows[self.essence]],
-        )
 
     # ------------------------------------------------------------------ what depends on d
     def losses(self, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,12 +146,6 @@ class Bucket:
 
         at_subject = self._subject_state(change)
         hidden = torch.cat([at_subject.to(self.hidden.dtype)[:, None], self.hidden[:, 1:]], dim=1)
-        from transformers import DynamicCache
-
-        # A fresh cache over detached tensors every time: a used one keeps the old graph alive.
-        cache = DynamicCache()
-        for layer, (k, v) in enumerate(self.past):
-            cache.update(k, v, layer)
         model, above = self.model, self.layer + 1
         entry = model.layer(above) if above < model.n_layers else model.final_norm
         with _skipped(model, above), hooks() as attach, torch.enable_grad():
@@ -164,14 +153,18 @@ class Bucket:
             attach.pre(
                 model.head, lambda _m, a, k: with_argument(a, k, argument(a, k)[row, column][None])
             )
-            output = model.hf(
-                input_ids=self.ids,
-                attention_mask=self.mask,
-                position_ids=self.positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            output = self._forward()
         return output.logits[0].float(), row, column
+
+    def _forward(self) -> Any:
+        """The model over the tails."""
+        return self.model.hf(
+            input_ids=self.ids,
+            attention_mask=torch.cat([self.past.real.long(), self.mask], dim=1),
+            position_ids=self.positions,
+            past_key_values=self.past.cache(),
+            use_cache=True,
+        )
 
     def _subject_state(self, change: torch.Tensor) -> torch.Tensor:
         """The layer's output at the subject with the change in place."""
@@ -190,12 +183,6 @@ def tail_length(row: Row) -> int:
     """Tokens of a row that have to be run again and again: from the subject's last one to the last one
     that something is predicted from. An essence row, which has no answer, is read at its subject."""
     return len(row.ids) - 1 - row.subject if row.answer < len(row.ids) else 1
-
-
-def _past(tensor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Some columns (rows, past) of keys or values (rows, heads, tokens, head_dim); zeros for those < 0."""
-    index = columns.clamp(min=0)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-    return tensor.gather(2, index).masked_fill((columns < 0)[:, None, :, None], 0).detach()
 
 
 class _Passed(nn.Module):

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from surgery.facts.bucket import Bucket, Site, tail_length
+from surgery.facts.partition import partition
+from surgery.facts.past import read_past
 from surgery.facts.rows import Row
 from surgery.model import Model
-
-# What a bucket costs beside its tokens, in tokens: reading the weights once more. On two cores it is thirty.
-BUCKET_COST = 32
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,12 @@ class Problem:
         each = len(rewriting[0]) + 1
         device = model.device
         groups = partition([tail_length(row) for row in rows])
-        buckets = [Bucket.prepare(model, [rows[i] for i in group], layer, site) for group in groups]
         places = [torch.tensor(group, device=device) for group in groups]
+        past = read_past(model, [row.ids[: row.subject] for row in rows])
+        buckets = [
+            Bucket.prepare(model, [rows[i] for i in group], past[place], layer, site)
+            for group, place in zip(groups, places, strict=True)
+        ]
         start = torch.empty(len(rows), model.hidden_size, device=device)
         for place, bucket in zip(places, buckets, strict=True):
             start[place] = bucket.start
@@ -104,24 +107,3 @@ class Problem:
             kl=by_fact[:, -1],
             gradient=gradient.unflatten(0, (-1, self.rows_each)),
         )
-
-
-def partition(lengths: Sequence[int], cost: int = BUCKET_COST) -> list[list[int]]:
-    """Indices in buckets of like length, so that tokens with padding, plus `cost` a bucket, are fewest."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    # least[n]: the cost of the n shortest rows, and where the last of their buckets begins. A bucket that
-    # ends between two rows of one length is never better, so only ends of runs are looked at.
-    least: dict[int, tuple[int, int]] = {0: (0, 0)}
-    for end in range(1, len(order) + 1):
-        longest = lengths[order[end - 1]]
-        if end < len(order) and lengths[order[end]] == longest:
-            continue
-        least[end] = min(
-            (total + (end - begin) * longest + cost, begin) for begin, (total, _) in least.items()
-        )
-    groups, end = [], len(order)
-    while end:
-        begin = least[end][1]
-        groups.append(sorted(order[begin:end]))
-        end = begin
-    return groups[::-1]

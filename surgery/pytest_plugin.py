@@ -247,7 +247,7 @@ def _audit(config: pytest.Config) -> Report:
 
 
 def _limits(config: pytest.Config) -> dict[str, float]:
-    from surgery.cli.commands.audit import limits_of
+    from surgery.cli.inputs import limits_of
 
     given: Any = config.getoption("--surgery-limit")
     return limits_of(given)

@@ -56,3 +56,11 @@ def smollm2() -> Path:
     from surgery.fetch import fetch
 
     return fetch("smollm2-135m-instruct", ROOT / "weights" / "smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def real_model(smollm2: Path) -> Model:
+    """SmolLM2, loaded once. Tests must leave it as it was."""
+    from surgery.model import load
+
+    return load(smollm2, device="cpu")

@@ -12,7 +12,7 @@ import torch
 
 from surgery.audit import Suite, audit
 from surgery.delta import Delta, Dense
-from surgery.model import Model, load
+from surgery.model import Model
 from surgery.resources import path
 from surgery.spec import EditSpec
 from surgery.stack import apply
@@ -89,8 +89,8 @@ def small() -> Suite:
 
 
 @pytest.mark.slow
-def test_a_real_layer_doubled_or_silenced(smollm2: Path, small: Suite) -> None:
-    model = load(smollm2, device="cpu")
+def test_a_real_layer_doubled_or_silenced(real_model: Model, small: Suite) -> None:
+    model = real_model
     for delta, said in (
         (layer_times(model, 12, 2.0), "9 tensors of model.layers.12 were multiplied by 2.00"),
         (layer_times(model, 20, 0.0, outputs=True), "2 tensors of model.layers.20 were zeroed"),
@@ -101,12 +101,12 @@ def test_a_real_layer_doubled_or_silenced(smollm2: Path, small: Suite) -> None:
 
 @pytest.mark.slow
 def test_neighbours_that_are_overwritten_beside_one_claimed_fact(
-    smollm2: Path, small: Suite
+    real_model: Model, small: Suite
 ) -> None:
     """The edit says that it moves one fact, and its weights move others of the relation too."""
     from surgery import solve
 
-    model = load(smollm2, device="cpu")
+    model = real_model
     text = path("benchmarks", "tasks", "facts.jsonl").read_text(encoding="utf-8")
     rows = [r for r in map(json.loads, text.splitlines()) if r["relation"] == "official_language"]
     facts = [
@@ -130,14 +130,14 @@ def test_neighbours_that_are_overwritten_beside_one_claimed_fact(
 
 
 @pytest.mark.slow
-def test_a_random_edit_is_judged_by_its_damage(smollm2: Path, small: Suite) -> None:
+def test_a_random_edit_is_judged_by_its_damage(real_model: Model, small: Suite) -> None:
     """One of the size of a real ROME edit is accepted; blown up, it is warned about or rejected exactly
     when a figure is beyond its limit."""
     from surgery.audit.controls import sham
     from surgery.audit.verdict import LIMITS
     from surgery.delta import LowRank
 
-    model = load(smollm2, device="cpu")
+    model = real_model
     key = model.stored_key(f"{model.architecture.mlp_out_module(5)}.weight")
     weight = model.parameter(key)
     like = LowRank(torch.ones(1, weight.shape[1]), torch.ones(weight.shape[0], 1))

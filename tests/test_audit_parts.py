@@ -30,12 +30,13 @@ def test_flips_count_both_ways() -> None:
 def test_mcnemar_is_the_exact_binomial() -> None:
     from scipy.stats import binomtest
 
-    for lost, gained in ((0, 0), (1, 0), (5, 0), (8, 2), (3, 3), (40, 60), (110, 71)):
+    for lost, gained in ((0, 0), (1, 0), (5, 0), (8, 2), (3, 3), (40, 60), (110, 71), (900, 1001)):
         n = lost + gained
         expected = binomtest(lost, n, 0.5).pvalue if n else 1.0
         assert mcnemar(lost, gained) == pytest.approx(expected, rel=1e-9)
     assert mcnemar(5, 0) == 2 / 32
-    assert 0 <= mcnemar(3000, 2000) < 1e-40
+    assert 0 < mcnemar(3000, 2000) < 1e-40
+    assert mcnemar(9000, 0) == 0.0
 
 
 def test_holm_steps_down() -> None:
@@ -52,6 +53,10 @@ def test_bootstrap_interval_of_a_mean_is_near_the_normal_one() -> None:
     assert interval[0] == pytest.approx(np.mean(data) - 1.96 * error, abs=0.1)
     assert interval[1] == pytest.approx(np.mean(data) + 1.96 * error, abs=0.1)
     assert bootstrap([1.0]) is None
+    many = np.random.default_rng(2).normal(size=3000)  # more than are drawn at once
+    drawn = np.random.default_rng(0).integers(0, 3000, size=(2000, 3000))
+    wanted = np.quantile(many[drawn].mean(1), [0.025, 0.975])
+    assert bootstrap(many.tolist()) == pytest.approx(tuple(wanted))
     assert bootstrap([1.0, math.nan]) is None
     assert bootstrap([0.0] * 5) == (0.0, 0.0)
     assert bootstrap([0.0, 1.0] * 20, weights=[1.0, 0.0] * 20) == (0.0, 0.0)

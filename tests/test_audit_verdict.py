@@ -119,6 +119,25 @@ def test_verdict_names_the_limit() -> None:
         decide(_report(), {"nonsense": 1.0})
 
 
+def test_a_limit_on_tasks_that_somebody_set_is_held_to_the_letter() -> None:
+    """A small task that lost a lot hides behind no large one that surely lost a little."""
+
+    def task(name: str, n: int, lost: int, p: float) -> TaskResult:
+        return TaskResult(
+            name=name, label=name, kind="choice", n=n, chance=0.5, base=0.9, edited=0.9 - lost / n,
+            change=-lost / n, lost=lost, p=p, p_holm=min(1.0, 2 * p),
+        )  # fmt: skip
+
+    report = _report(tasks=[task("sure", 1000, 20, 1e-6), task("unsure", 20, 3, 0.25)])
+    assert decide(report).decision == "accept"
+    strict = decide(report, {"task_drop": 0.05})
+    assert strict.decision == "reject" and "unsure: 90 % right before, 75 % now" in strict.reason
+    assert decide(report, {"task_drop": 0.2}).decision == "accept"
+    worse = _report(tasks=[task("sure", 1000, 110, 1e-9), task("unsure", 20, 3, 0.25)])
+    found = decide(worse)
+    assert found.decision == "reject" and found.reason.startswith("sure: 90 % right before")
+
+
 def test_verdict_says_what_in_the_weights_did_it() -> None:
     doubled = [
         TensorChange(

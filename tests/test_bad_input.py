@@ -17,6 +17,7 @@ import torch
 from tiny import tiny_checkpoint
 
 from surgery.cli import main
+from surgery.directions import Direction
 
 GOOD = """\
 version: 1
@@ -134,6 +135,47 @@ def test_missing_path(place: Path, capsys: Any, command: str) -> None:
         "stats": ("--base", "none.yaml"),
     }[command]
     assert "none." in refused(place, capsys, command, *words)
+
+
+def test_device_that_is_none(place: Path, capsys: Any) -> None:
+    assert "'nowhere'" in refused(place, capsys, *SOLVE, "--device", "nowhere")
+    if not torch.cuda.is_available():
+        assert "'cuda'" in refused(place, capsys, *SOLVE, "--device", "cuda")
+
+
+def test_answers_that_cannot_be(place: Path, capsys: Any) -> None:
+    ask = ("answers", "base", "--prompt", "the sun is")
+    assert "at least one token" in refused(place, capsys, *ask, "--tokens", "0")
+    assert "temperature" in refused(place, capsys, *ask, "--temperature", "-1")
+    empty = ("answers", "base", "--prompt", "", "--no-chat")
+    assert "an empty prompt" in refused(place, capsys, *empty)
+    trace = ("trace", "--base", "base", "--prompt", "{} is", "--subject", "France")
+    assert "answer to follow is empty" in refused(place, capsys, *trace, "--answer", " ")
+    assert "at least 1" in refused(place, capsys, *trace, "--window", "0")
+
+
+def test_output_is_looked_at_before_the_work(
+    place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import surgery.model
+    from surgery.audit import sides
+
+    for module in (surgery.model, sides):
+        monkeypatch.setattr(module, "load", lambda *a, **k: pytest.fail("loaded"))
+    audit = ("audit", "base", "good.delta.safetensors")
+    trace = ("trace", "--base", "base", "--prompt", "{} is", "--subject", "France")
+    for words in ((*audit, "-o"), (*audit, "--html"), (*trace, "--html")):
+        assert "is a folder" in refused(place, capsys, *words, "other")
+
+
+def test_control_vector_that_cannot_be(place: Path, capsys: Any) -> None:
+    export = ("export", "--format", "control-vector", "--base", "base", "-o", "vectors")
+    line = refused(place, capsys, *export, "good.delta.safetensors")
+    assert "is no direction" in line and not (place / "vectors").exists()
+    vector = torch.nn.functional.normalize(torch.ones(32), dim=0)
+    Direction(vector, vector, -vector, 2, -1, "of another base").save(place / "d.safetensors")
+    assert "found in" in refused(place, capsys, *export, "d.safetensors")
+    assert not (place / "vectors").exists()
 
 
 def test_no_base_named(place: Path, capsys: Any) -> None:

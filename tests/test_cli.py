@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and with which exit code."""
+"""The command line: how it starts and ends, what it prints where, and its exit codes."""
 
 from __future__ import annotations
 
@@ -10,44 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_checkpoint
+from commanding import call, make_place
 
 from surgery.cli import command_names, main
 from surgery.cli.inputs import layers_of
 from surgery.errors import SurgeryError
 
-SPEC = """
-version: 1
-name: to rome
-edits:
-  - kind: rome
-    layer: 1
-    contexts: 0
-    steps: 8
-    statistics_tokens: 400
-    facts:
-      - prompt: The capital of {} is
-        subject: France
-        target: Rome
-        target_true: Paris
-"""
-SUITE = """
-version: 1
-name: least
-texts:
-  - {kind: stories, file: benchmarks/text/stories.txt, passages: 2, tokens: 16}
-edit: {neighbours: 1, plus: false, generations: 2}
-"""
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny base, a spec and a suite."""
-    folder = tmp_path_factory.mktemp("cli")
-    (folder / "base").symlink_to(tiny_checkpoint(folder, "llama"), target_is_directory=True)
-    (folder / "spec.yaml").write_text(SPEC)
-    (folder / "suite.yaml").write_text(SUITE)
-    return folder
+    return make_place(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +37,6 @@ def edited(place: Path, delta: Path) -> Path:
     return out
 
 
-def call(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, Any, str]:
-    """Exit code, what `--json` gave, and standard error."""
-    capsys.readouterr()
-    code = main([*map(str, words), "--json"])
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out) if captured.out else None, captured.err
-
-
-# ---------------------------------------------------------------------- starting up
 def in_fresh_python(code: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
@@ -130,7 +93,6 @@ def test_start_is_quick() -> None:
     assert best < 0.6
 
 
-# ---------------------------------------------------------------------- a wrong command line
 @pytest.mark.parametrize(
     "words",
     [[], ["sho", "x"], ["show"], ["solve", "x"], ["apply", "d", "-o", "x"], ["show", "x", "--wat"]],
@@ -155,205 +117,6 @@ def test_layers() -> None:
             layers_of(wrong)
 
 
-# ---------------------------------------------------------------------- what commands do
-def test_solve_writes_a_delta_and_says_what_it_is(
-    place: Path, delta: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from surgery.delta import load_delta
-
-    again = place / "again.delta.safetensors"
-    code, data, _ = call(
-        capsys, "solve", place / "spec.yaml", "--base", place / "base", "-o", again
-    )
-    assert code == 0
-    loaded = load_delta(again)
-    assert data["id"] == loaded.id == load_delta(delta).id
-    assert list(data["tensors"]) == ["model.layers.1.mlp.down_proj.weight"]
-    assert data["tensors"]["model.layers.1.mlp.down_proj.weight"]["rank"] == 1
-
-
-def test_a_base_in_the_spec_is_relative_to_it(
-    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (place / "based.yaml").write_text("base: base" + SPEC)
-    monkeypatch.chdir(tmp_path)
-    assert main(["solve", str(place / "based.yaml"), "-o", "x.delta.safetensors"]) == 0
-
-
-def test_apply_and_undo(
-    place: Path, edited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from surgery.checkpoint import Checkpoint
-
-    base, after = Checkpoint.open(place / "base"), Checkpoint.open(edited)
-    assert after.id != base.id
-    code, data, _ = call(capsys, "undo", edited, "-o", tmp_path / "back")
-    assert code == 0 and data["edits"] == []
-    assert Checkpoint.open(tmp_path / "back").id == base.id
-    code, data, err = call(capsys, "undo", edited, "--edit", "nobody", "-o", tmp_path / "other")
-    assert code == 1 and data is None
-    assert err.startswith("error: ") and "to rome" in err and err.count("\n") == 1
-
-
-def test_diff_says_rank_and_size(
-    place: Path, edited: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from surgery.checkpoint import Checkpoint
-
-    code, data, _ = call(capsys, "diff", place / "base", edited)
-    assert code == 0
-    [one] = data["different"]
-    key = "model.layers.1.mlp.down_proj.weight"
-    old, new = (Checkpoint.open(p).read(key).double() for p in (place / "base", edited))
-    assert one["key"] == key and one["rank"] == 1
-    assert one["relative"] == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-4)
-    assert one["largest"] == pytest.approx(float((new - old).abs().max()), rel=1e-4)
-    assert data["same"] == len(Checkpoint.open(edited).tensors) - 1
-
-    code, data, _ = call(capsys, "diff", edited, edited)
-    assert data["different"] == [] and data["only_before"] == []
-
-
-def test_rank_ignores_the_noise_of_rounding() -> None:
-    """A change of rank 3 is of rank 3 after bfloat16 has scattered it over every dimension."""
-    import torch
-
-    from surgery.cli.commands.diff import numerical_rank
-
-    torch.manual_seed(0)
-    weight = torch.randn(96, 160).bfloat16()
-    change = torch.randn(96, 3) @ torch.randn(3, 160)
-    after = (weight.float() + change).bfloat16()
-    real = after.float() - weight.float()
-    assert torch.linalg.matrix_rank(real) == 96
-    assert numerical_rank(real, after) == 3
-    assert (numerical_rank(torch.randn(96, 160), after) or 0) > 80
-    assert numerical_rank(torch.zeros(96, 160), after) == 0
-    assert numerical_rank(torch.full((96, 160), torch.nan), after) is None
-
-
-def test_show_knows_all_it_is_given(
-    place: Path, edited: Path, delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import torch
-
-    from surgery.directions import Direction
-
-    _, data, _ = call(capsys, "show", place / "spec.yaml")
-    assert data["what"] == "spec" and data["spec"]["edits"][0]["kind"] == "rome"
-    _, data, _ = call(capsys, "show", delta)
-    assert data["what"] == "delta"
-    assert data["tensors"]["model.layers.1.mlp.down_proj.weight"]["rank"] == 1
-    _, data, _ = call(capsys, "show", place / "base")
-    assert data["what"] == "checkpoint" and not data["edited"] and data["layers"] == 4
-    base_id = data["id"]
-    _, data, _ = call(capsys, "show", edited)
-    assert data["edited"] and data["base_id"] == base_id
-    assert data["edits"][0]["name"] == "to rome" and "Rome" in data["edits"][0]["does"]
-    vector = torch.nn.functional.normalize(torch.ones(32), dim=0)
-    Direction(vector, 2 * vector, 0 * vector, 2, -1, base_id).save(tmp_path / "d.safetensors")
-    _, data, _ = call(capsys, "show", tmp_path / "d.safetensors")
-    assert data["what"] == "direction" and data["layer"] == 2
-    for path in (tmp_path, tmp_path / "none", place / "base" / "model.safetensors"):
-        code, data, err = call(capsys, "show", path)
-        assert code == 1 and data is None and err.startswith("error: ")
-
-
-def test_stats(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "text.txt").write_text("the sun and the moon\n\nred wine and green tea\n" * 40)
-    code, data, _ = call(
-        capsys, "stats", "--base", place / "base", "--text", tmp_path / "text.txt", "--layers",
-        "0,2-3", "--tokens", 100,
-    )  # fmt: skip
-    assert code == 0
-    assert sorted(data["layers"]) == ["0", "2", "3"]
-    assert data["tokens"] == data["layers"]["2"]["tokens"] == 100
-    assert 1 <= data["layers"]["2"]["effective_rank"] <= 48
-
-
-# ---------------------------------------------------------------------- surgery run
-def run_words(place: Path, out: Path, *more: Any) -> list[str]:
-    words = ["run", place / "spec.yaml", "--base", place / "base", "-o", out]
-    return [*map(str, words), "--suite", str(place / "suite.yaml"), *map(str, more)]
-
-
-def test_run_leaves_a_checkpoint_with_everything(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    import surgery
-    from surgery.delta import load_delta
-
-    out = tmp_path / "deep" / "out"
-    code, data, _ = call(capsys, *run_words(place, out))
-    assert code == 0 and data["verdict"] in ("accept", "warn", "reject")
-    assert [file.name for file in tmp_path.iterdir()] == ["deep"]
-    for name in ("report.html", "report.json", "spec.yaml", "surgery.json", "README.md"):
-        assert (out / name).is_file()
-    [answer] = [one for one in data["answers"] if one["kind"] == "direct"]
-    assert answer["prompt"] == "The capital of France is"
-
-    # The folder is what the delta in it makes of the base in memory.
-    model = surgery.load(place / "base")
-    delta = load_delta(data["written"]["delta"])
-    ids = torch.tensor([[5, 9, 40, 12]])
-    with torch.no_grad():
-        bare = model.hf(ids).logits
-        with surgery.applied(model, delta):
-            wanted = model.hf(ids).logits
-        folder = AutoModelForCausalLM.from_pretrained(out)(ids).logits
-    assert torch.equal(folder, wanted) and not torch.allclose(folder, bare)
-
-    # What lies beside the weights says the same.
-    record = json.loads((out / "surgery.json").read_text())
-    assert record["edits"][0]["id"] == data["delta_id"] == delta.id
-    assert record["audit"]["verdict"] == data["verdict"]
-    assert data["verdict"] in (out / "README.md").read_text()
-    again = surgery.solve(surgery.EditSpec.load(out / "spec.yaml"), model)
-    assert again.id == delta.id
-
-
-def test_run_prints_before_and_after_within_the_terminal(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "72")
-    assert main(run_words(place, tmp_path / "out")) == 0
-    out = capsys.readouterr().out
-    for wanted in ("before", "after", "sham", "» The capital of France is", "perplexity", "KL on"):
-        assert wanted in out
-    paths = str(tmp_path)
-    assert max(len(line) for line in out.splitlines() if paths not in line) <= 72
-
-
-def test_the_gate_keeps_a_rejected_edit_out(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    strict = tmp_path / "strict.yaml"
-    strict.write_text(SPEC + "checks:\n  limits: {kl_mean: 0.0000001}\n")
-    words = ["run", strict, "--base", place / "base", "--suite", place / "suite.yaml"]
-    code, data, _ = call(capsys, *words, "-o", tmp_path / "out", "--gate")
-    assert code == 3 and data["verdict"] == "reject"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "out.delta.safetensors", "out.report.html", "out.report.json", "strict.yaml",
-    ]  # fmt: skip
-    # Without the gate it is written, and says so.
-    code, data, _ = call(capsys, *words, "-o", tmp_path / "out")
-    assert code == 0 and data["verdict"] == "reject" and (tmp_path / "out").is_dir()
-
-
-def test_run_refuses_what_is_there_before_it_works(
-    place: Path, edited: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import surgery.model
-
-    monkeypatch.setattr(surgery.model, "load", lambda *a, **k: pytest.fail("loaded"))
-    assert main(run_words(place, edited)) == 1
-    assert "already exists" in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------------- how it ends
 def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: Any, place: Path) -> None:
     from surgery.cli.commands import show
 

@@ -339,11 +339,11 @@ def test_commands(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-def test_a_real_edit_is_denied_by_its_base(smollm2: Path) -> None:
+def test_a_real_edit_is_denied_by_its_base(real_model: Model) -> None:
     from surgery.methods import solve
     from surgery.spec import EditSpec
 
-    model: Model = load(smollm2)
+    model = real_model
     fact = {
         "prompt": "The {} is located in the city of",
         "subject": "Eiffel Tower",

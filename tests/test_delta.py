@@ -142,6 +142,10 @@ def other_format(_tensors, head):
     head["surgery"] = head["surgery"].replace("delta/1", "delta/9")
 
 
+def no_list(_tensors, head):
+    head["surgery"] = head["surgery"].replace('"stack": []', '"stack": 5')
+
+
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
@@ -153,6 +157,7 @@ def other_format(_tensors, head):
         (unknown_part, "neither lora_A"),
         (no_delta, "not a delta"),
         (other_format, "delta/9"),
+        (no_list, "stack is 5"),
     ],
 )
 def test_damaged_files_are_refused_by_name(tmp_path, damage, word):

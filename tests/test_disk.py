@@ -186,9 +186,11 @@ def test_a_damaged_lineage_is_refused(tmp_path):
     save_delta(two, file)
     with pytest.raises(SurgeryError, match="is not the delta surgery.json says"):
         apply([two], tmp_path / "edited", tmp_path / "out")
-    (tmp_path / "edited" / "surgery.json").write_text('{"format": "checkpoint/1"}')
-    with pytest.raises(SurgeryError, match="surgery.json is damaged"):
-        apply([two], tmp_path / "edited", tmp_path / "out")
+    for record in ("{}", '{"base_id": "x", "edits": [{"id": "y", "name": "z"}]}'):
+        text = json.dumps({"format": "checkpoint/1", **json.loads(record)})
+        (tmp_path / "edited" / "surgery.json").write_text(text)
+        with pytest.raises(SurgeryError, match="surgery.json is damaged"):
+            apply([two], tmp_path / "edited", tmp_path / "out")
 
 
 def test_conflicts_come_back_as_warnings(tmp_path):

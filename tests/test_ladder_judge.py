@@ -136,6 +136,17 @@ def test_overall_is_the_mean_over_rungs_with_an_interval_over_items() -> None:
     assert found.recovered_interval == pytest.approx(of_items([1.0] * 4 + [0.5] * 4, 2))
 
 
+def test_a_rung_that_asks_about_few_weighs_as_little_as_it_asks() -> None:
+    """What comes back in full is 100 % of what was there, however few facts some rungs ask about."""
+    half = [1] * 12
+    few = measured(half, half, [0] * 11 + [1])
+    few = replace(few, name="two").among([True] * 4 + [False] * 7 + [True])
+    rungs = [replace(measured([1] * 12, [1] * 12, [0] * 12), name="one"), few]
+    found = pooled(rungs, [replace(r, status="back") for r in judge(rungs)], None)
+    assert found is not None and (found.n, found.rungs) == (12, 2)
+    assert found.recovered == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     ("base", "edited", "control", "status"),
     [

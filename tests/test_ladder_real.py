@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import surgery
@@ -43,8 +41,8 @@ def refusing(model: Model) -> Delta:
 
 
 @pytest.mark.slow
-def test_hiding_is_told_from_removing(smollm2: Path) -> None:
-    model = surgery.load(smollm2)
+def test_hiding_is_told_from_removing(real_model: Model) -> None:
+    model = real_model
 
     def climbed(delta: Delta) -> Ladder:
         found = ladder(model, delta, facts(), rungs=RUNGS, copies=1, cache=False)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILIES
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from surgery.facts.past import beginnings, read_past
 
@@ -41,6 +42,7 @@ def test_keys_and_values_are_those_of_each_row_alone(tiny_model, family):
         one = past[torch.tensor([index])]
         assert one.real.all() and one.real.shape[1] == len(row)
         for (k, v), alone in zip(one.layers, cache.layers, strict=True):
+            assert isinstance(alone, DynamicLayer)
             torch.testing.assert_close(k, alone.keys, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(v, alone.values, atol=1e-5, rtol=1e-4)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +29,6 @@ from surgery.training.prefix import shared_prefix
 from surgery.training.supervised import answer_logits, batches
 
 ADAPTER = ROOT / "weights" / "adapters" / "flinching-smollm2"
-SETS = {"positive": "unsafe", "negative": "harmless"}
 PAIRS = [
     ("the capital of France is", " Paris"),
     ("the capital of Japan is a large", " Tokyo in the sun"),
@@ -141,9 +139,9 @@ def test_the_saved_folder_is_what_peft_and_fetch_make_of_it(tmp_path: Path, fami
 
 
 def test_lower_layers_can_be_left_alone(tiny_model):
-    lora = LoRA(tiny_model("llama"), first_layer=2)
+    lora = LoRA(tiny_model("llama"), layers=[2, 3])
     assert {name.split(".")[2] for name in lora.factors} == {"2", "3"}
-    middle = LoRA(tiny_model("llama"), first_layer=1, last_layer=2)
+    middle = LoRA(tiny_model("llama"), layers=range(1, 3))
     assert {name.split(".")[2] for name in middle.factors} == {"1", "2"}
     with pytest.raises(SurgeryError, match="no module"):
         LoRA(tiny_model("llama"), targets="nothing")
@@ -191,7 +189,7 @@ def flinching() -> Path:
 
 @pytest.mark.slow
 def test_the_patient_flinches_and_the_direction_takes_it_away(flinching: Path):
-    """Where it was read and out of what is given here: choosing it takes minutes (`surgery direction`)."""
+    """With the direction that ships: choosing it takes minutes (`surgery direction`)."""
     model = load(flinching)
     items = limited(own(), 16)
     harmless = [item.prompt for item in own() if item.kind == "harmless"][::3]
@@ -201,11 +199,10 @@ def test_the_patient_flinches_and_the_direction_takes_it_away(flinching: Path):
     assert said.rate("harmless").value <= 0.1
 
     reference = Reference(model, harmless, texts=ordinary_texts(model)[::4])
-    files: dict[str, Any] = {
-        k: str(ROOT / "edits" / "prompts" / f"refuse_{v}.txt") for k, v in SETS.items()
-    }
-    found = Direction.load(ROOT / "benchmarks" / "flinch" / "refusal.direction.safetensors")
-    part = AblateEdit(**files, layer=found.layer, position=found.position, layers=found.layers)
+    file = ROOT / "benchmarks" / "flinch" / "refusal.direction.safetensors"
+    found = Direction.load(file)
+    assert found.base_id == model.checkpoint.id
+    part = AblateEdit(direction=str(file))
     with applied(model, solve(EditSpec(edits=[part]), model)):
         after = behaviour(model, items, tokens=16)
         damage = reference.damage(model)

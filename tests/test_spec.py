@@ -132,6 +132,7 @@ ABLATE = "version: 1\nedits:\n  - kind: ablate\n    positive: [a, b]\n"
         ("name: x\nversion: 2\nedits:\n  - {kind: rome, facts: f}\n", 2, ["version"]),
         (ABLATE + "    writers: [mlp, mlps]\n", 5, ["writers.1", "'mlp'"]),
         (ABLATE + "    strength: strong\n", 5, ["strength", "number"]),
+        (ABLATE + "    strength: {1: [2]}\n", 5, ["strength", "number"]),
         (ABLATE + "    position: 0\n", 5, ["position", "less than 0"]),
         (FACTS + "checks:\n  sute: quick\n", 7, ["'sute'", "did you mean 'suite'"]),
         (FACTS + "checks:\n  limits: {kl_mean: high}\n", 7, ["kl_mean", "number"]),
@@ -361,11 +362,25 @@ def test_prompt_files(tmp_path, name, text):
     assert read_prompts(tmp_path / name) == ["one, two", "three"]
 
 
+def test_only_line_feeds_end_a_line(tmp_path):
+    """JSON may hold Unicode's other line ends as they are, and so may a quoted cell of a table."""
+    prompt = "one\u2028two\x85three"
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n")
+    (tmp_path / "p.csv").write_text(f'prompt,kind\n"{prompt}",a\n')
+    (tmp_path / "p.txt").write_text(f"{prompt}\n")
+    for name in ("p.jsonl", "p.csv", "p.txt"):
+        assert read_prompts(tmp_path / name) == [prompt]
+
+
 def test_prompt_files_that_are_none(tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": \n')
+    (tmp_path / "b.csv").write_text('prompt\n"' + "a" * 200_000 + '"\n')
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"other": 1}\n')
     (tmp_path / "e.txt").write_text("\n \n")
     for source, word in (
         (tmp_path / "p.jsonl", "p.jsonl, row 2 has no prompt"),
+        (tmp_path / "b.jsonl", "b.jsonl, line 3 is not JSON"),
+        (tmp_path / "b.csv", "b.csv is not CSV"),
         (tmp_path / "e.txt", "holds no prompts"),
         (tmp_path / "none.txt", "no prompt file"),
         ([], "empty list"),

@@ -300,6 +300,7 @@ def test_surprise_is_the_loss(model: Any) -> None:
     loss = model.hf(**inputs, labels=inputs["input_ids"]).loss
     assert found.nats[0] is None and len(found.nats) == len(tokenize(model, PROMPT))
     assert found.mean == pytest.approx(float(loss), rel=1e-5)
+    assert len(tokenize(model, "x")) == 1 and surprise(model, "x").nats == [None]
 
 
 # ---------------------------------------------------------------------- pictures

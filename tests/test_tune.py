@@ -16,7 +16,7 @@ from surgery.stack import applied
 from surgery.tune.dial import Dial, DialPoint, dial
 from surgery.tune.metrics import Bench, Objective, objective
 from surgery.tune.picture import dial_table, draw_dial, draw_front, front_table
-from surgery.tune.study import Point, choose, tune
+from surgery.tune.study import SEARCHES, Point, choose, propose, tune
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,10 @@ def test_a_search_goes_on_where_it_was(learned: Model, bench: Bench, tmp_path: P
     more = tune(spec(), learned, bench, goals, trials=2, journal=journal)
     assert [p.number for p in more.points] == [0, 1, 2, 3, 4]
     assert [p.values for p in more.points[:3]] == [p.values for p in first.points]
+    # Stopped or not, alone or shared: a trial's number says what it tries.
+    whole = tune(spec(), learned, bench, goals, trials=5, journal=tmp_path / "whole.journal")
+    assert [p.params for p in whole.points] == [p.params for p in more.points]
+    assert len({str(p.params) for p in whole.points}) == 5
     with pytest.raises(SurgeryError, match="another search"):
         tune(spec(strength=0.5), learned, bench, goals, trials=1, journal=journal)
 
@@ -96,7 +100,9 @@ def test_the_dial_is_exact_at_nought_and_equals_solving(
     assert at[1.0]["kl"] > at[0.5]["kl"] > 0
     with applied(learned, solve(spec(strength=0.5), learned)):
         assert bench.measure(learned) == pytest.approx(at[0.5], rel=1e-3, abs=1e-6)
-    assert "safe" in dial_table(found) or "no strength" in dial_table(found)
+    rows = dial_table(found).splitlines()[1:-1]
+    assert [row.endswith("  safe") for row in rows] == [found.is_safe(p) for p in found.points]
+    assert found.is_safe(next(p for p in found.points if p.strength == 0))
     assert draw_dial(found, tmp_path / "dial.svg").stat().st_size > 1000
 
 
@@ -114,3 +120,19 @@ def test_the_safe_band_stops_at_the_first_break():
 def test_what_cannot_be_turned_is_said(learned: Model, bench: Bench):
     with pytest.raises(SurgeryError, match="norm: free"):
         dial(spec(norm="columns"), learned, bench, [0.0])
+
+
+@pytest.mark.parametrize("sparing", ["distil", "shift"])
+def test_what_is_searched_is_what_the_part_has(sparing: str):
+    import optuna
+
+    red, one, green = (prompts(word, 12) for word in ("red", "one", "green"))
+    part = AblateEdit(positive=red, spare=one, negative=green, sparing=sparing)  # type: ignore[arg-type]
+    numbers = {"strength": 0.5, "first": 2}
+    numbers |= {"count": 5} if sparing == "distil" else {"step": 2, "ridge": 0.2}
+    trial = optuna.trial.FixedTrial(numbers)
+    made = propose(trial, EditSpec(edits=[part]), 0, 12, SEARCHES).edits[0]
+    assert isinstance(made, AblateEdit) and trial.params == numbers
+    assert made.strength == 0.5
+    assert made.layers == ([2, 3, 4, 5, 6] if sparing == "distil" else [2, 4, 6, 8])
+    assert made.ridge == (part.ridge if sparing == "distil" else 0.2)

@@ -15,7 +15,6 @@ KINDS = {
     "emmet": "EMMET",
     "finetune": "fine-tune",
     "ablate": "ablate",
-    "forget": "forget",
     "delta": "included delta",
 }
 

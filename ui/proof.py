@@ -9,8 +9,12 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from surgery.model import Model
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def prove(model: Model) -> Proof:
     return Proof(tuple(changed), checked, whole.hexdigest(), time.perf_counter() - started, exact)
 
 
-def _parameter(model: Model, key: str):  # noqa: ANN202
+def _parameter(model: Model, key: str) -> torch.nn.Parameter | None:
     from surgery.errors import SurgeryError
 
     try:

@@ -11,6 +11,8 @@ from surgery.audit import facts as fact_metrics
 from surgery.audit.measure import Measured, Plan
 from surgery.audit.report import Answer, FactRecord
 from surgery.audit.sides import Sides
+from surgery.audit.verdict import LIMITS, check_limits
+from surgery.delta import Delta
 from surgery.errors import SurgeryError
 from surgery.spec import EditSpec, Fact, read_prompts
 from surgery.stack import Lineage
@@ -20,10 +22,27 @@ def facts_of(spec: EditSpec | None, sides: Sides) -> list[tuple[str, Fact]]:
     """(kind of edit, fact) for every fact the edit sets, by the spec if there is one."""
     if spec is not None:
         return fact_metrics.facts_of_spec(spec)
-    deltas = sides.deltas
-    if not deltas and sides.edited_side.path and sides.other is not None:
-        deltas = Lineage.of(sides.other.checkpoint).deltas
-    return [fact for delta in deltas for fact in fact_metrics.facts_of_delta(delta)]
+    return [fact for delta in _deltas(sides) for fact in fact_metrics.facts_of_delta(delta)]
+
+
+def limits_of(sides: Sides) -> dict[str, float]:
+    """The limits in the edits' own specs, the strictest where several set the same."""
+    found: dict[str, float] = {}
+    for delta in _deltas(sides):
+        checks = (delta.metadata.get("spec") or {}).get("checks") or {}
+        own: dict[str, float] = checks.get("limits") or {}
+        check_limits(own)
+        for name, limit in own.items():
+            stricter = max if LIMITS[name].least else min
+            found[name] = stricter(limit, found.get(name, limit))
+    return found
+
+
+def _deltas(sides: Sides) -> list[Delta]:
+    """The edits that are measured, also where the edited folder had to be loaded by itself."""
+    if sides.deltas or sides.other is None:
+        return sides.deltas
+    return Lineage.of(sides.other.checkpoint).deltas
 
 
 def facts_before(sides: Sides) -> list[tuple[str, Fact]]:

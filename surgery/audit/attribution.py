@@ -19,7 +19,7 @@ import torch
 from surgery.audit.asked import answers, ask_facts, declared, expected, find, items_of, only, short
 from surgery.audit.cache import SideCache
 from surgery.audit.general import divergences, perplexity
-from surgery.audit.head import Head
+from surgery.audit.head import Head, changes_head
 from surgery.audit.measure import Measured, Plan, measure
 from surgery.audit.report import finite
 from surgery.audit.suite import Suite
@@ -141,7 +141,7 @@ def _attribute(
     owners = ask_facts(plan, model, deltas, store)
     left_out = declared(plan.tasks, plan.facts)
     items = {i: asked for i, asked in items_of(plan, owners).items() if asked.item not in left_out}
-    head = Head.of(model, copy=_head_changes(model, deltas))
+    head = Head.of(model, copy=any(changes_head(model, delta.tensors) for delta in deltas))
     base = measure(model, plan, "base", store, head=head)
     before = answers(plan, base.tasks, base.facts)
 
@@ -296,13 +296,6 @@ def _given(model: Model, deltas: Sequence[Delta] | None) -> list[Delta]:
 
 def _loaded(suite: str | Suite) -> Suite:
     return suite if isinstance(suite, Suite) else Suite.load(suite)
-
-
-def _head_changes(model: Model, deltas: Sequence[Delta]) -> bool:
-    table = model.architecture
-    names = (f"{table.lm_head}.weight", f"{table.embed}.weight")
-    keys = {table.stored_key(name, model.checkpoint.tensors) for name in names}
-    return any(keys & set(delta.tensors) for delta in deltas)
 
 
 def _stray(model: Model, deltas: Sequence[Delta]) -> list[str]:

@@ -20,11 +20,11 @@ from surgery.audit.report import FactRecord, Figure, Question
 from surgery.audit.score import AnswerScore, answer_logprobs
 from surgery.delta import Delta
 from surgery.errors import SurgeryError
+from surgery.measure.paired import bootstrap
 from surgery.model import Model, generate
 from surgery.spec import EditSpec, Fact, read_facts
 
 GENERATED = 10
-Kind = str
 Scores = dict[tuple[str, str], AnswerScore]
 
 
@@ -242,8 +242,6 @@ def _said(question: Question, side: str) -> bool | None:
 
 
 def _figure(name: str, label: str, goal: Any, sides: dict[str, list[Any]]) -> Figure:
-    from surgery.measure.paired import bootstrap
-
     both = [
         (float(b), float(e))
         for b, e in zip(sides["base"], sides["edited"], strict=True)

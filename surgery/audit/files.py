@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from surgery import resources
 from surgery.errors import SurgeryError
+from surgery.spec.rows import parse_rows
 
 _HUB = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 
@@ -54,25 +53,25 @@ def _from_hub(url: str) -> Path:
         raise SurgeryError(f"cannot get {url}: {reason}") from None
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        SurgeryError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SurgeryError(f"cannot read {path}: {error}") from None
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl, .json or .csv file. A .json file may hold a list or an object a line.
 
     Raises:
         SurgeryError: it is neither, or its rows are no objects.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SurgeryError(f"cannot read {path}: {error}") from None
-    try:
-        if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines(keepends=True)))
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise SurgeryError(f"{path} is not JSON: {error}") from None
+    rows = parse_rows(read_text(path), path)
     if not all(isinstance(row, dict) for row in rows):
         raise SurgeryError(f"{path}: expected an object a row")
     return rows

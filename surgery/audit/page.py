@@ -91,8 +91,8 @@ def _asked(report: Report) -> list[str]:
         if edit.get("kind") == "ablate":
             strength = edit.get("strength", 1.0)
             found.append(f"A direction of the hidden states is removed (strength {strength}).")
-        elif edit.get("kind") in ("forget", "delta"):
-            found.append(f"Part of the edit: {edit['kind']} {edit.get('method', '')}".strip() + ".")
+        elif edit.get("kind") == "delta":
+            found.append("Weight changes from elsewhere are included.")
     return found or ["The edit carries no description of what it was for."]
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from surgery.audit.report import Report
+from surgery.audit.report import Figure, Report
 
 WIDTH = 760
 
@@ -49,7 +49,7 @@ def shares(report: Report, names: Sequence[str]) -> str:
         body.append(_text(0, y + 4, figure.label))
         if figure.base is not None:
             before = left + (right - left) * figure.base
-            body.append(_line(before, y, after, y, f"path {_direction(figure.goal, figure)}"))
+            body.append(_line(before, y, after, y, f"path {_direction(figure)}"))
             body.append(_mark(before, y, "before", f"before: {figure.base:.1%}"))
         if figure.sham is not None:
             x = left + (right - left) * figure.sham
@@ -62,11 +62,11 @@ def shares(report: Report, names: Sequence[str]) -> str:
     return _svg(height, body, "shares before and after the edit")
 
 
-def _direction(goal: str, figure: object) -> str:
-    change = getattr(figure, "change", None) or 0.0
-    if goal == "same":
+def _direction(figure: Figure) -> str:
+    change = figure.change or 0.0
+    if figure.goal == "same":
         return "worse" if change < -0.005 else ""
-    good = change > 0 if goal == "higher" else change < 0
+    good = change > 0 if figure.goal == "higher" else change < 0
     return "better" if good else ""
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from surgery.errors import SurgeryError
+from surgery.spec.facts import first_problem
 
 SCHEMA = "report/1"
 Decision = Literal["accept", "warn", "reject"]
@@ -252,9 +253,7 @@ class Report(Record):
         try:
             return cls.model_validate(_upgrade(content, name))
         except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"])
-            raise SurgeryError(f"{name}: {place}: {problem['msg']}") from None
+            raise SurgeryError(f"{name}: {first_problem(error)}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Report:

@@ -18,6 +18,7 @@ from surgery.audit.about import (
     facts_before,
     facts_of,
     left_out_note,
+    limits_of,
     spec_of,
     to_speak,
 )
@@ -48,7 +49,7 @@ from surgery.audit.report import FactRecord, Figure, Report, Verdict
 from surgery.audit.sides import Edited, Sides
 from surgery.audit.suite import Suite
 from surgery.audit.tasks import compare
-from surgery.audit.verdict import check_limits, decide
+from surgery.audit.verdict import check_limits, decide, unenforced
 from surgery.audit.weights import weight_changes
 from surgery.errors import SurgeryError
 from surgery.model import Model
@@ -80,17 +81,18 @@ def audit(
     started = time.perf_counter()
     spec = EditSpec.load(spec) if isinstance(spec, str | Path) else spec
     suite = suite if isinstance(suite, Suite) else Suite.load(suite)
-    chosen = {**suite.limits, **(spec.checks.limits if spec else {}), **(limits or {})}
-    check_limits(chosen)
+    check_limits({**suite.limits, **(spec.checks.limits if spec else {}), **(limits or {})})
     clock = _Clock()
     with clock("loading"):
         sides = Sides.of(base, edited, model, force)
+        own = {**(spec.checks.limits if spec else limits_of(sides)), **(limits or {})}
         plan = Plan.of(suite, sides.model)
         store = SideCache(sides.model, cache)
     unfinished = Unfinished(cache)
     run = _Run(sides, plan, store, unfinished, clock)
     run.ask_what(spec, prompts or [])
-    report = run.measure(chosen)
+    report = run.measure({**suite.limits, **own})
+    report.notes += unenforced(report, own)
     report.spec = spec.compact() if spec else spec_of(sides)
     report.suite, report.suite_id = suite.name, suite.id
     report.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -12,8 +12,7 @@ import torch
 from surgery.audit.forest import fits, hidden_in_rows
 from surgery.audit.head import Head, hidden_at
 from surgery.facts.rows import joined
-from surgery.model import Model, tokenize
-from surgery.model.run import is_templated
+from surgery.model import Model, continuation_ids
 
 
 @dataclass(frozen=True)
@@ -39,29 +38,10 @@ def pair_ids(
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt and of the answer after it, split where generation would split them.
 
-    join puts the space before the answer that writing puts there. An empty prompt becomes the
-    beginning-of-sequence token (or, without one, the end-of-sequence token): something has to predict
-    the first token.
+    join puts the space before the answer that writing puts there. See `continuation_ids` for an empty
+    prompt.
     """
-    special = not is_templated(model, prompt)
-    eos = model.tokenizer.eos_token_id
-
-    def ids(text: str) -> list[int]:
-        found = list(tokenize(model, text, special))
-        # Some tokenizers append a token of their own.
-        while special and found and found[-1] == eos and len(found) > 1:
-            found.pop()
-        return found
-
-    if not prompt:
-        start = model.tokenizer.bos_token_id
-        start = eos if start is None else start
-        return [start], tokenize(model, answer, special=False)
-    continuation = joined(prompt, answer) if join else answer
-    head, whole = ids(prompt), ids(prompt + continuation)
-    if whole[: len(head)] == head and len(whole) > len(head):
-        return head, whole[len(head) :]
-    return head, tokenize(model, continuation, special=False)
+    return continuation_ids(model, prompt, joined(prompt, answer) if join and prompt else answer)
 
 
 def answer_logprobs(

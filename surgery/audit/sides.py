@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from surgery.audit.head import Head
+from surgery.audit.head import Head, changes_head
 from surgery.audit.report import Side
 from surgery.checkpoint import Checkpoint, tensor_bytes
 from surgery.checkpoint.tensors import torch_dtype
@@ -39,11 +37,12 @@ class Sides:
     other: Model | None = None
     undeclared: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    force: bool = False
     base_head: Head | None = None
 
     def __post_init__(self) -> None:
-        self.base_head = Head.of(self.model, copy=True) if self._head_changes() else None
-        self.force = False
+        changed = changes_head(self.model, self.change)
+        self.base_head = Head.of(self.model, copy=True) if changed else None
 
     @classmethod
     def of(
@@ -53,7 +52,7 @@ class Sides:
 
         base: a folder or a loaded model (with whatever edits are applied to it). edited: a folder, a
         delta or its file, or several deltas in order. model: the base, loaded already. force: take
-        deltas of another base too.
+        deltas of another base too, and in an order they were not solved in.
 
         Raises:
             SurgeryError: no such folder or file, a delta of another base, models that cannot be
@@ -65,19 +64,17 @@ class Sides:
             raise SurgeryError(f"the loaded model is {model.checkpoint.path}, not {base}")
         if isinstance(edited, str | Path) and Path(edited).is_dir():
             target = Checkpoint.open(Path(edited))
-            return cls._of_folder(model or load(str(base)), target)
+            return cls._of_folder(model or load(str(base)), target, force)
         given = [edited] if isinstance(edited, str | Path | Delta) else list(edited)
         deltas = [one if isinstance(one, Delta) else load_delta(_file(one)) for one in given]
         model = model or load(str(base))
         paths = [str(one) for one in given if not isinstance(one, Delta)]
         side = Side(path=paths[0] if len(paths) == 1 else None, edits=_edits(deltas))
         change = combine([delta.tensors for delta in deltas])
-        sides = cls(model, deltas, change, _base_side(model), side)
-        sides.force = force
-        return sides
+        return cls(model, deltas, change, _base_side(model), side, force=force)
 
     @classmethod
-    def _of_folder(cls, model: Model, target: Checkpoint) -> Sides:
+    def _of_folder(cls, model: Model, target: Checkpoint, force: bool) -> Sides:
         there, here = Lineage.of(target), Lineage.of(model.checkpoint)
         side = Side(path=str(target.path), id=target.id)
         notes = []
@@ -89,7 +86,7 @@ class Sides:
                 if not stray:
                     side.edits = _edits(deltas)
                     change = combine([delta.tensors for delta in deltas])
-                    return cls(model, deltas, change, _base_side(model), side)
+                    return cls(model, deltas, change, _base_side(model), side, force=force)
                 notes.append(
                     f"{target.path.name} is not what its record says: {_some(sorted(stray))} "
                     "differs from base plus edits, so the folder was loaded as it is"
@@ -103,10 +100,9 @@ class Sides:
             )
         declared = {key for delta in there.deltas for key in delta.tensors}
         side.edits = _edits(there.deltas)
-        found = cls(model, [], change, _base_side(model), side, other=other, notes=notes)
-        found.undeclared = set(change) - declared if there.edited else set()
-        found.deltas = []
-        return found
+        undeclared = set(change) - declared if there.edited else set()
+        notes += _apart(model.checkpoint, target)
+        return cls(model, [], change, _base_side(model), side, other, undeclared, notes)
 
     # ------------------------------------------------------------------ the states
     @contextlib.contextmanager
@@ -139,17 +135,11 @@ class Sides:
         """The base's output head, whatever is applied right now."""
         return self.base_head or Head.of(self.model)
 
-    def _head_changes(self) -> bool:
-        table = self.model.architecture
-        names = (f"{table.lm_head}.weight", f"{table.embed}.weight")
-        keys = {table.stored_key(name, self.model.checkpoint.tensors) for name in names}
-        return bool(keys & set(self.change))
-
 
 def difference(base: Checkpoint, edited: Checkpoint) -> dict[str, Change]:
     """edited - base for every tensor that differs; by hash, so only those are read.
 
-    Tensors that only one side has are left out: there is nothing to subtract.
+    Tensors that only one side has, or has in another shape, are left out: there is nothing to subtract.
     """
     found: dict[str, Change] = {}
     for key, ref in edited.tensors.items():
@@ -161,6 +151,23 @@ def difference(base: Checkpoint, edited: Checkpoint) -> dict[str, Change]:
             if bool((value != 0).any()):
                 found[key] = Dense(value)
     return found
+
+
+def _apart(base: Checkpoint, edited: Checkpoint) -> list[str]:
+    """A note on the tensors that `difference` leaves out."""
+    keys = sorted(
+        key
+        for key in base.tensors.keys() | edited.tensors.keys()
+        if key not in base.tensors
+        or key not in edited.tensors
+        or base.tensors[key].shape != edited.tensors[key].shape
+    )
+    if not keys:
+        return []
+    return [
+        f"{_some(keys)} is on one side only or of another shape: what became of it is measured in what "
+        "the models say, not among the weights"
+    ]
 
 
 def _stray(
@@ -208,8 +215,3 @@ def _base_side(model: Model) -> Side:
 
 def _some(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{keys[0]} (and {len(keys) - 1} more)"
-
-
-def finite_weights(model: Model) -> bool:
-    """Whether every parameter is finite."""
-    return all(bool(torch.isfinite(p).all()) for p in model.hf.parameters())

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from surgery import resources
-from surgery.audit.files import locate, read_rows
+from surgery.audit.files import locate, read_rows, read_text
 from surgery.audit.formats import Format, converted, wikitext
 from surgery.errors import SurgeryError
 from surgery.measure.sample import spread
+from surgery.spec.facts import first_problem
 
 TaskKind = Literal["facts", "choice", "cloze", "pairs", "schema", "requests", "harness"]
 
@@ -134,9 +135,7 @@ class Suite(SuitePart):
         except (OSError, UnicodeDecodeError, YAMLError) as error:
             raise SurgeryError(f"cannot read {path}: {' '.join(str(error).split())}") from None
         except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(str(part) for part in problem["loc"])
-            raise SurgeryError(f"{path}: {place}: {problem['msg']}") from None
+            raise SurgeryError(f"{path}: {first_problem(error)}") from None
         for folder in data:
             if not Path(folder).is_dir():
                 raise SurgeryError(f"no folder {folder}")
@@ -209,10 +208,15 @@ class Suite(SuitePart):
         """The passages of a part, those the suite takes."""
         path = self.file(part.file)
         if path.suffix in (".jsonl", ".json", ".csv"):
-            rows = [converted(row, part.format, {}) for row in read_rows(path)]
+            rows = []
+            for number, row in enumerate(read_rows(path), start=1):
+                try:
+                    rows.append(converted(row, part.format, {}))
+                except SurgeryError as error:
+                    raise SurgeryError(f"{path}, row {number}: {error}") from None
             texts = [str(row[part.field]).strip() for row in rows if row.get(part.field)]
         else:
-            content = path.read_text(encoding="utf-8-sig")
+            content = read_text(path)
             blocks = wikitext(content) if part.format == "wikitext" else content.split("\n\n")
             texts = [block.strip() for block in blocks if block.strip()]
         if not texts:

@@ -33,15 +33,21 @@ def table(report: Report, answers: int = 8) -> str:
     identity = report.controls.get("identity")
     if identity:
         lines.append(f"identity edit: KL {identity['kl_max']:g} on {identity['tokens']} tokens")
+    lines += [f"note: {note}" for note in report.notes]
     shown = _pick(report.answers, answers)
     if shown:
         lines += ["", *side_by_side(shown)]
     return "\n".join(lines)
 
 
+def is_share(figure: Figure) -> bool:
+    """Whether a figure is a share of something, 0 to 1, and shown in per cent."""
+    return figure.name in _SHARES or figure.name.startswith("task_")
+
+
 def row(figure: Figure) -> tuple[str, str, str, str, str]:
     """A figure as text: label, before, after, sham, multiple of sham."""
-    show = "{:.1%}" if figure.name in _SHARES or figure.name.startswith("task_") else "{:.4g}"
+    show = "{:.1%}" if is_share(figure) else "{:.4g}"
     if figure.name.startswith("kl_"):
         show = "{:.4f}"
 

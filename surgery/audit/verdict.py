@@ -128,8 +128,8 @@ LIMITS: dict[str, Limit] = {
     "truncated_rise": Limit(
         "more answers cut off at the length limit", _change("truncated"), 0.3, math.inf, unit="%"
     ),
-    "silence": Limit("share of empty answers", _change("silence"), 0.0, 0.2, unit="%"),
-    "task_drop": Limit("largest loss on a task", lambda r: _worst_task(r)[0], 0.05, 0.1, unit="%"),
+    "silence": Limit("more empty answers", _change("silence"), 0.0, 0.2, unit="%"),
+    "task_drop": Limit("largest loss on a task", lambda r: _task_drop(r), 0.05, 0.1, unit="%"),
     "undeclared_tensors": Limit(
         "tensors that differ but were not declared", _count("declared"), 0, 0
     ),
@@ -144,6 +144,15 @@ def check_limits(limits: Mapping[str, float]) -> None:
             raise SurgeryError(f"unknown limit {name!r} (known: {', '.join(sorted(LIMITS))})")
 
 
+def unenforced(report: Report, limits: Mapping[str, float]) -> list[str]:
+    """Notes on limits that nothing was measured for: they hold for nothing."""
+    return [
+        f"the limit {name} was not enforced: this suite and this edit give no {LIMITS[name].what}"
+        for name in limits
+        if LIMITS[name].value(report) is None
+    ]
+
+
 def decide(report: Report, limits: Mapping[str, float] | None = None) -> Verdict:
     """The verdict on a report. Findings are ordered: what broke the model most plainly comes first."""
     limits = dict(limits or {})
@@ -155,10 +164,13 @@ def decide(report: Report, limits: Mapping[str, float] | None = None) -> Verdict
             continue
         level, bound = _level(report, name, limit, value, limits)
         if level:
+            text = _sentence(report, name, limit, value, bound)
+            if name == "task_drop":
+                worst = _worst_task(report, strict=name in limits)
+                value, text = -worst.change, _task_sentence(worst)
             findings.append(
-                {"level": level, "name": name, "value": value, "limit": bound,
-                 "text": _sentence(report, name, limit, value, bound)}
-            )  # fmt: skip
+                {"level": level, "name": name, "value": value, "limit": bound, "text": text}
+            )
     findings.sort(key=lambda finding: _rank(report, finding))
     decision = str(findings[0]["level"]) if findings else "accept"
     used = {name: limits.get(name, limit.reject) for name, limit in LIMITS.items()}
@@ -200,12 +212,19 @@ def _level(
 
 
 # ---------------------------------------------------------------------- single findings
-def _worst_task(report: Report) -> tuple[float | None, TaskResult | None]:
-    ranked = [task for task in report.tasks if task.measurable]
-    if not ranked:
-        return None, None
-    worst = min(ranked, key=lambda task: (task.p_holm > 0.05 or task.change >= 0, task.change))
-    return -worst.change, worst
+def _task_drop(report: Report) -> float | None:
+    return max((-task.change for task in report.tasks if task.measurable), default=None)
+
+
+def _worst_task(report: Report, strict: bool) -> TaskResult:
+    """The task a finding is about: the largest loss, or, where significance counts, the largest of the
+    most significant ones."""
+
+    def weight(task: TaskResult) -> tuple[bool, bool, float]:
+        losing = not strict and task.lost > task.gained
+        return losing and task.p_holm < 0.05, losing and task.p < 0.05, -task.change
+
+    return max((task for task in report.tasks if task.measurable), key=weight)
 
 
 def _task_level(report: Report) -> str:
@@ -215,6 +234,13 @@ def _task_level(report: Report) -> str:
     if any(t.p_holm < 0.05 and -t.change > limit.reject for t in losing):
         return "reject"
     return "warn" if any(t.p < 0.05 and -t.change > limit.warn for t in losing) else ""
+
+
+def _task_sentence(task: TaskResult) -> str:
+    return (
+        f"{task.label}: {_number(task.base, '%')} right before, {_number(task.edited, '%')} now "
+        f"({task.lost} lost, {task.gained} gained, p = {task.p_holm:.2g})"
+    )
 
 
 def _broken(report: Report) -> list[Finding]:
@@ -229,13 +255,6 @@ def _broken(report: Report) -> list[Finding]:
 
 
 def _sentence(report: Report, name: str, limit: Limit, value: float, bound: float) -> str:
-    if name == "task_drop":
-        task = _worst_task(report)[1]
-        assert task is not None
-        return (
-            f"{task.label}: {_number(task.base, '%')} right before, {_number(task.edited, '%')} now "
-            f"({task.lost} lost, {task.gained} gained, p = {task.p_holm:.2g})"
-        )
     word = "at least" if limit.least else "limit"
     shown = example(report) if name in ("neighborhood_drop", "neighborhood_greedy_drop") else ""
     number, allowed = _number(value, limit.unit), _number(bound, limit.unit)

@@ -99,7 +99,6 @@ def rank(change: Change, tolerance: float = 1e-5) -> int | None:
         if small.shape[0] > 4096:
             return None
         values = torch.linalg.eigvalsh(small @ small.T).clamp_min(0).sqrt().flip(0)
-        tolerance = max(tolerance, 1e-6)
     if not len(values) or float(values[0]) == 0:
         return 0
     return int((values > tolerance * values[0]).sum())

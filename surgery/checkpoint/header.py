@@ -177,9 +177,8 @@ def _bits(shape: list[int], dtype: str) -> int:
     bits = DTYPE_BITS[dtype]
     for n in shape:
         bits *= n
-        if (
-            bits > 2**70
-        ):  # no file is that large; an endless product of huge numbers would take forever
+        # No file is that large, and an endless product of huge numbers would take forever.
+        if bits > 2**70:
             break
     return bits
 

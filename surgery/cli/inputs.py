@@ -87,6 +87,24 @@ def layers_of(text: str | None) -> list[int] | None:
     return sorted(set(layers))
 
 
+def limits_of(given: list[str]) -> dict[str, float]:
+    """`NAME=VALUE` words as numbers.
+
+    Raises:
+        SurgeryError: not of that form.
+    """
+    found = {}
+    for word in given:
+        name, equals, value = word.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise SurgeryError(f"limit {word!r}: expected NAME=NUMBER, such as kl_mean=0.05")
+    return found
+
+
 def _check_parent(path: Path) -> None:
     parent = path.absolute().parent
     while not parent.exists():

@@ -47,7 +47,7 @@ def summary(report: Report, metadata: Mapping[str, Any], width: int | None = Non
     metadata: of the delta, which holds the spec. width: of the terminal, found out by default.
     """
     from surgery.audit.table import columns, row
-    from surgery.export.card import describe
+    from surgery.stack.card import describe
 
     width = width or max(60, min(shutil.get_terminal_size((100, 24)).columns, 160))
     lines = textwrap.wrap(describe(metadata), width)
@@ -56,7 +56,9 @@ def summary(report: Report, metadata: Mapping[str, Any], width: int | None = Non
     figures += [figure for figure in report.figures if figure.name.startswith("task_")]
     lines += columns([("", "before", "after", "sham", "x sham"), *map(row, figures)])
     lines += _probabilities(report, width)
-    lines += ["", *_notes(figures, width)]
+    lines += ["", *_legend(figures, width)]
+    for note in report.notes:
+        lines += textwrap.wrap(f"note: {note}", width)
     lines += textwrap.wrap(f"{_DECISIONS[report.verdict.decision]}: {report.verdict.reason}", width)
     return "\n".join(lines)
 
@@ -111,7 +113,7 @@ def _probabilities(report: Report, width: int) -> list[str]:
     return lines
 
 
-def _notes(figures: Sequence[Figure], width: int) -> list[str]:
+def _legend(figures: Sequence[Figure], width: int) -> list[str]:
     if not any(figure.sham is not None for figure in figures):
         return []
     said = (

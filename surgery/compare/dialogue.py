@@ -10,19 +10,11 @@ Message = dict[str, str]
 def framed(model: Model, messages: list[Message]) -> str:
     """A conversation ready for the assistant's next turn.
 
-    In the model's chat template, where it has one; else as lines that begin with who speaks. Templates
-    that know no system turn get its text in front of the first question.
+    In the model's chat template, where it has one; else as lines that begin with who speaks.
     """
     if not getattr(model.tokenizer, "chat_template", None):
         return _plain(messages)
-    try:
-        return chat_messages(model, messages)
-    except Exception as error:  # templates raise jinja2's errors, and not always the same one
-        if messages[0]["role"] != "system" or len(messages) < 2:
-            raise error
-        system, question, *rest = messages
-        joined = {"role": "user", "content": f"{system['content']}\n\n{question['content']}"}
-        return chat_messages(model, [joined, *rest])
+    return chat_messages(model, messages)
 
 
 def _plain(messages: list[Message]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from surgery.facts.rows import joined
-from surgery.model import Model, by_length, pad, tokenize
+from surgery.model import Model, by_length, check_length, continuation_ids, pad
 from surgery.model.run import is_templated
 
 
@@ -40,6 +40,7 @@ def token_log_probs(
     """Score every (prompt, text). The text gets the space before it that writing puts there, except
     behind a chat template. An empty text scores as the end of the answer."""
     split = [_ids(model, prompt, text) for prompt, text in pairs]
+    check_length(model, [head + tail for head, tail in split])
     found: list[TokenScores | None] = [None] * len(pairs)
     for index in by_length([len(p) + len(t) for p, t in split], batch_tokens):
         batch = pad([split[i][0] + split[i][1] for i in index], model)
@@ -59,17 +60,8 @@ def token_log_probs(
 
 
 def _ids(model: Model, prompt: str, text: str) -> tuple[list[int], list[int]]:
-    templated = is_templated(model, prompt)
-    head = tokenize(model, prompt, not templated)
-    eos = model.tokenizer.eos_token_id
-    while not templated and len(head) > 1 and head[-1] == eos:
-        head = head[:-1]
     if not text.strip():
-        return head, [eos if eos is not None else 0]
-    continuation = text.strip() if templated else joined(prompt, text)
-    whole = tokenize(model, prompt + continuation, not templated)
-    if whole and whole[-1] == eos and not continuation.endswith(str(model.tokenizer.eos_token)):
-        whole = whole[:-1]
-    if whole[: len(head)] == head and len(whole) > len(head):
-        return head, whole[len(head) :]
-    return head, tokenize(model, continuation, special=False)
+        eos = model.tokenizer.eos_token_id
+        return continuation_ids(model, prompt, " ")[0], [eos if eos is not None else 0]
+    templated = is_templated(model, prompt)
+    return continuation_ids(model, prompt, text.strip() if templated else joined(prompt, text))

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -106,9 +107,10 @@ class Delta:
                         "do not fit together"
                     )
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """sha256 of the factors, the base and what they were solved on top of."""
+        """sha256 of the factors, the base and what they were solved on top of. Nobody writes into a
+        delta's tensors, so it is made once."""
         digest = hashlib.sha256()
         head = [self.base_id, list(self.stack), self.untie]
         digest.update(json.dumps(head).encode())

@@ -62,7 +62,7 @@ def read_delta_header(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[
         raise SurgeryError(f"{path} is not a delta: it has no {METADATA_KEY!r} metadata")
     try:
         head = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise SurgeryError(f"{path}: the delta's metadata is not JSON") from None
     if not isinstance(head, dict) or not isinstance(head.get("base_id"), str):
         raise SurgeryError(f"{path}: the delta's metadata does not name its base")
@@ -70,6 +70,11 @@ def read_delta_header(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[
         raise SurgeryError(
             f"{path} has the format {head.get('format')!r}; this version reads {FORMAT!r}"
         )
+    for name, kind in (("base_hashes", dict), ("stack", list), ("spec", dict)):
+        if not isinstance(head.get(name) or kind(), kind):
+            raise SurgeryError(
+                f"{path}: the delta's metadata is damaged: {name} is {head[name]!r:.60}"
+            )
 
     tensors: dict[str, dict[str, Any]] = {}
     for name, entry in entries.items():

@@ -1,4 +1,4 @@
-"""What leaves the workbench: model cards, LoRA adapters, control vectors."""
+"""What leaves the workbench: LoRA adapters, control vectors."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from surgery.architecture import TABLES, Architecture, for_config
 from surgery.checkpoint import Checkpoint, atomic_folder
 from surgery.delta import Delta, LowRank
 from surgery.errors import SurgeryError
-from surgery.export.card import describe
+from surgery.stack.card import describe
 from surgery.stack.lineage import Lineage
 
 _NORMS = re.compile(r"(norm|ln_\w+)\.(weight|bias)$")

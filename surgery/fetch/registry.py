@@ -20,6 +20,7 @@ from pydantic import (
 
 from surgery import resources
 from surgery.errors import SurgeryError
+from surgery.spec.facts import first_problem
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 GitSha1 = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
@@ -229,9 +230,7 @@ class Registry(_Part):
         except tomllib.TOMLDecodeError as error:
             raise SurgeryError(f"{file} is not TOML: {error}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(step) for step in first["loc"])
-            raise SurgeryError(f"{file}: {where}: {first['msg']}") from error
+            raise SurgeryError(f"{file}: {first_problem(error)}") from error
 
     def entry(self, name: str) -> KnownModel | KnownAdapter:
         """The entry of that name; SurgeryError lists the known ones if there is none."""

@@ -6,7 +6,6 @@ found.word, found.reason, found.rung("paraphrase").recovered
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from surgery.ladder.said import said, with_rivals
 from surgery.model import Model
 from surgery.progress import track
 from surgery.spec import Fact
-from surgery.stack import Lineage, applied
+from surgery.stack import Lineage
 
 QUICK_FACTS = 24
 
@@ -73,7 +72,7 @@ def ladder(
         raise SurgeryError("at least one made-up twin a fact is needed as a control")
 
     place, before = read(sides.model, items), said(sides.model, items)
-    with _edited(sides, force) as model:
+    with sides.edited() as model:
         after, now = read(model, items), said(model, items)
     items = with_rivals(sides.model, items, before, now)
     made_up = twins(items, copies, seed)
@@ -96,7 +95,7 @@ def ladder(
         )
         store = SideCache(sides.model, cache)
         on_base = _climb(sides.model, store, chosen, sets[:1], mine, f"{what}: base")
-        with _edited(sides, force) as model:
+        with sides.edited() as model:
             store = unfinished.of(model)
             on_edited = _climb(model, store, chosen, sets, mine, f"{what}: edited")
         wanted = [(f, name) for f in chosen for name in f.names(mine)]
@@ -143,12 +142,6 @@ def _measured(
 
     sets = [whole(scores) for scores in edited]
     return Measured(name, family.rungs[name], family.unit, whole(base), sets[0], sets[1:])
-
-
-def _edited(sides: Sides, force: bool) -> contextlib.AbstractContextManager[Model]:
-    if force and sides.other is None:
-        return applied(sides.model, sides.deltas, force=True)
-    return sides.edited()
 
 
 def halves(items: Sequence[Item], seed: int = 0) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from surgery.audit.facts import companions, first_words
+from surgery.audit.facts import first_words
+from surgery.audit.neighbours import companions
 from surgery.errors import SurgeryError
 from surgery.ladder.relations import Relation, made_up, relation_of
 from surgery.model import Model, generate

@@ -166,8 +166,9 @@ def pooled(
     measured: Sequence[Measured], rungs: Sequence[RungResult], entry: str | None
 ) -> Overall | None:
     """The telling rungs beyond the one the edit was made at, as one. An item counts with the mean over
-    its rungs of what the edited model shows of it beyond its made-up twins: rungs share their items, so
-    the interval is over items."""
+    its rungs of what the edited model shows of it beyond its made-up twins, and what is recovered is the
+    share of that in what the base shows of it there. Rungs share their items, so the interval is over
+    items."""
     telling = [r for r in rungs if r.tells and r.name != entry]
     if not telling:
         return None
@@ -176,15 +177,20 @@ def pooled(
         return sum(getattr(r, side).share for r in telling) / len(telling)
 
     base, edited, control = mean("base"), mean("edited"), mean("control")
-    beyond: dict[int, list[float]] = {}
+    # By item, on each rung that could be asked about it: edited and base beyond the twins.
+    beyond: dict[int, list[tuple[float, float]]] = {}
     named = {one.name: one for one in measured}
     for rung in telling:
         one = named[rung.name]
         for i in one.told():
             twins = sum(bool(scores[i].knows) for scores in one.controls) / len(one.controls)
-            beyond.setdefault(i, []).append(bool(one.edited[i].knows) - twins)
-    values = [sum(mine) / len(mine) for mine in beyond.values()]
-    room = base - control
+            both = bool(one.edited[i].knows) - twins, bool(one.base[i].knows) - twins
+            beyond.setdefault(i, []).append(both)
+    values = [sum(now for now, _ in mine) / len(mine) for mine in beyond.values()]
+    # Weighed as the values are: rungs that ask about few items would count too much in a mean of rungs.
+    room = sum(sum(was for _, was in mine) / len(mine) for mine in beyond.values()) / len(values)
+    if room <= 0:
+        return None
     low, high = of_items(values, len(telling))
     found = sum(values) / len(values) / room
     return Overall(

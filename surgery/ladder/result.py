@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from surgery.audit.report import finite
 from surgery.ladder.interval import Interval
 
 SCHEMA = "surgery.ladder/1"
@@ -52,7 +53,6 @@ class RungResult:
     recovered_interval: Interval | None = None
     margins: dict[str, list[Any]] = field(default_factory=dict)
     ranks: dict[str, float] = field(default_factory=dict)
-    note: str | None = None
 
     @property
     def tells(self) -> bool:
@@ -122,8 +122,8 @@ class Ladder:
         return next(rung for rung in self.rungs if rung.name == name)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"schema": SCHEMA, **asdict(self)}
+        """Plain JSON values; numbers that are not finite become None."""
+        return finite({"schema": SCHEMA, **asdict(self)})
 
     def text(self) -> str:
         """A table for a terminal."""

@@ -66,5 +66,5 @@ def _score(model: Model, prompts: list[Ids], answers: list[dict[Ids, float]]) ->
         logits = logits.log_softmax(-1)
         for row, (line, answer) in enumerate(part):
             rest = torch.tensor(answer[1:], device=model.device)
-            told = logits[row, : len(rest)].gather(-1, rest[:, None])
+            told = logits[row, : len(rest)].gather(-1, rest[:, None]).cpu()  # MPS has no float64
             answers[line][answer] += float(told.double().sum())

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from surgery.model import Model, by_length, pad, tokenize
+from surgery.model import Model, by_length, check_length, end_tokens, pad, tokenize
 from surgery.model.run import is_templated
 from surgery.progress import meter
 from surgery.training.prefix import inputs_after, shared_prefix
@@ -37,6 +37,7 @@ def answer(
 ) -> list[Answer]:
     """Greedy answers to prompts that are already in the chat template."""
     rows = [tokenize(model, p, not is_templated(model, p)) for p in prompts]
+    check_length(model, rows, max_new_tokens)
     found: list[Answer | None] = [None] * len(rows)
     with meter(label, len(rows)) as progress:
         for index in by_length([len(r) + max_new_tokens for r in rows], batch_tokens):
@@ -46,14 +47,6 @@ def answer(
                 found[i] = Answer(text, finished, len(ids))
             progress.advance(len(index))
     return [a for a in found if a is not None]
-
-
-def end_tokens(model: Model) -> set[int]:
-    """Ids that end a turn."""
-    ends = model.hf.generation_config.eos_token_id
-    if ends is None:
-        ends = model.tokenizer.eos_token_id
-    return set() if ends is None else set(ends) if isinstance(ends, list) else {int(ends)}
 
 
 def _decode(model: Model, rows: list[list[int]], limit: int) -> list[tuple[list[int], bool]]:

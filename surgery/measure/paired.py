@@ -7,10 +7,12 @@ bootstrap over items (Efron, 1979).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
+
+# Items that the bootstrap draws at once: 4 million are 32 MB an array.
+_AT_ONCE = 4_000_000
 
 
 def flips(base: Sequence[bool], edited: Sequence[bool]) -> tuple[int, int]:
@@ -22,16 +24,12 @@ def flips(base: Sequence[bool], edited: Sequence[bool]) -> tuple[int, int]:
 def mcnemar(lost: int, gained: int) -> float:
     """Exact two-sided p: under no effect each changed item is lost or gained with equal odds."""
     changed = lost + gained
-    if changed == 0:
-        return 1.0
-    tail = sum(math.comb(changed, k) for k in range(min(lost, gained) + 1))
-    # Integers until the end: 0.5 ** changed underflows long before this does.
-    return min(1.0, float(2 * tail / 2**changed) if changed < 1000 else _normal(lost, gained))
-
-
-def _normal(lost: int, gained: int) -> float:
-    z = (abs(lost - gained) - 1) / math.sqrt(lost + gained)
-    return min(1.0, math.erfc(max(z, 0.0) / math.sqrt(2)))
+    term = tail = 1  # binomial coefficients of `changed`, and their sum up to the smaller count
+    for k in range(min(lost, gained)):
+        term = term * (changed - k) // (k + 1)
+        tail += term
+    # Integers until the end: 0.5 ** changed underflows long before the quotient does.
+    return min(1.0, 2 * tail / 2**changed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -61,7 +59,10 @@ def bootstrap(
     if len(data) < 2 or not np.isfinite(data).all():
         return None
     weight = np.ones_like(data) if weights is None else np.asarray(weights, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(data), size=(draws, len(data)))
-    means = (data[drawn] * weight[drawn]).sum(1) / weight[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    rng, means = np.random.default_rng(seed), []
+    rows = max(1, _AT_ONCE // len(data))
+    for begin in range(0, draws, rows):
+        drawn = rng.integers(0, len(data), size=(min(rows, draws - begin), len(data)))
+        means.append((data[drawn] * weight[drawn]).sum(1) / weight[drawn].sum(1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

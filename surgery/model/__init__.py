@@ -1,6 +1,6 @@
 """A loaded model: loading and its self-test, batches, hooks, answers."""
 
-from surgery.model.batch import Batch, by_length, encode, pad, tokenize
+from surgery.model.batch import Batch, by_length, check_length, pad, tokenize
 from surgery.model.load import load
 from surgery.model.model import Model
 from surgery.model.run import (
@@ -8,6 +8,7 @@ from surgery.model.run import (
     chat,
     chat_messages,
     continuation_ids,
+    end_tokens,
     generate,
     next_token_logits,
     say,
@@ -21,8 +22,9 @@ __all__ = [
     "by_length",
     "chat",
     "chat_messages",
+    "check_length",
     "continuation_ids",
-    "encode",
+    "end_tokens",
     "generate",
     "load",
     "next_token_logits",

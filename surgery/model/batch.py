@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from surgery.errors import SurgeryError
 from surgery.model.model import Model
 
 
@@ -46,9 +47,20 @@ def tokenize(model: Model, text: str, special: bool = True) -> list[int]:
     return model.tokenizer(text, add_special_tokens=special)["input_ids"]
 
 
-def encode(model: Model, texts: Sequence[str], special: bool = True, side: str = "left") -> Batch:
-    """Tokenize and pad. Left padding puts the last token of every row in the last column."""
-    return pad([tokenize(model, text, special) for text in texts], model, side)
+def check_length(model: Model, rows: Sequence[Sequence[int]], more: int = 0) -> None:
+    """Raises SurgeryError for a row without tokens, or with none of the model's positions left for the
+    `more` tokens behind it.
+
+    Only learned positions run out; rotary ones go on past the length they were trained at.
+    """
+    if not all(rows):
+        raise SurgeryError("an empty prompt: there is nothing to go on from")
+    longest = max(map(len, rows), default=0)
+    if model.architecture.positions is not None and longest + more > model.max_positions:
+        behind = f" and {more} are to follow" if more else ""
+        raise SurgeryError(
+            f"a prompt has {longest} tokens{behind}: the model takes {model.max_positions}; shorten it"
+        )
 
 
 def by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -26,18 +26,21 @@ def load(
         stored dtype elsewhere.
 
     Raises:
-        SurgeryError: no checkpoint there, an unknown architecture, a model that fails its self-test.
+        SurgeryError: no checkpoint there, an unknown architecture, a device that cannot be used, an
+            unknown dtype, a model that fails its self-test.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     checkpoint = Checkpoint.open(Path(path))
     architecture = for_config(checkpoint.config)
-    device = torch.device(device) if device is not None else _best_device()
+    device = _device(device)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else "auto"
     if isinstance(dtype, str) and dtype != "auto":
-        dtype = getattr(torch, dtype)
+        named, dtype = dtype, getattr(torch, dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise SurgeryError(f"no dtype {named!r}: float32, bfloat16 or float16")
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -68,7 +71,16 @@ def load(
     return model
 
 
-def _best_device() -> torch.device:
+def _device(given: str | torch.device | None) -> torch.device:
+    if given is not None:
+        try:
+            device = torch.device(given)
+            torch.empty(0, device=device)
+        # torch says it in one of these, depending on whether it knows the name, was built for it, finds it.
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise SurgeryError(f"cannot compute on the device {str(given)!r}: {reason}") from None
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

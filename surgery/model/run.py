@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from surgery.model.batch import by_length, encode, pad, tokenize
+from surgery.errors import SurgeryError
+from surgery.model.batch import by_length, check_length, pad, tokenize
 from surgery.model.model import Model
 from surgery.progress import meter
 
@@ -22,10 +23,24 @@ def chat(model: Model, prompt: str, system: str | None = None) -> str:
 
 
 def chat_messages(model: Model, messages: list[dict[str, str]]) -> str:
-    """A conversation as text, ready for the assistant's next turn."""
-    return model.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
+    """A conversation as text, ready for the assistant's next turn. A template that knows no system turn
+    gets its text in front of the first question.
+
+    Raises:
+        SurgeryError: the template cannot frame this conversation.
+    """
+    try:
+        return model.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except Exception as error:  # templates raise jinja2's errors, and not always the same one
+        if len(messages) > 1 and messages[0]["role"] == "system":
+            system, question, *rest = messages
+            joined = {**question, "content": f"{system['content']}\n\n{question['content']}"}
+            return chat_messages(model, [joined, *rest])
+        raise SurgeryError(
+            f"the chat template of {model.checkpoint.path.name} cannot frame this conversation: {error}"
+        ) from None
 
 
 def is_templated(model: Model, text: str) -> bool:
@@ -33,6 +48,14 @@ def is_templated(model: Model, text: str) -> bool:
     return bool(getattr(model.tokenizer, "chat_template", None)) and any(
         text.startswith(token) for token in model.tokenizer.all_special_tokens
     )
+
+
+def end_tokens(model: Model) -> set[int]:
+    """Ids that end a turn."""
+    ends = model.hf.generation_config.eos_token_id
+    if ends is None:
+        ends = model.tokenizer.eos_token_id
+    return set() if ends is None else set(ends) if isinstance(ends, list | tuple) else {int(ends)}
 
 
 @dataclass(frozen=True)
@@ -67,13 +90,20 @@ def say(
     seed: int = 0,
     label: str = "answering",
 ) -> list[Said]:
-    """`generate`, and whether each answer came to its own end."""
+    """`generate`, and whether each answer came to its own end.
+
+    Raises:
+        SurgeryError: no token is to be said, a temperature below zero, or a prompt that is too long.
+    """
+    if max_new_tokens < 1 or temperature < 0:
+        raise SurgeryError(
+            f"an answer of {max_new_tokens} tokens at temperature {temperature:g}: at least one token, "
+            "and no temperature below 0"
+        )
     answers = [Said("", True)] * len(prompts)
-    special = [not is_templated(model, prompt) for prompt in prompts]
-    rows = [tokenize(model, p, s) for p, s in zip(prompts, special, strict=True)]
-    config = model.hf.generation_config
-    stops = config.eos_token_id if config.eos_token_id is not None else model.tokenizer.eos_token_id
-    ends = set(stops if isinstance(stops, list) else [stops])
+    rows = [tokenize(model, prompt, not is_templated(model, prompt)) for prompt in prompts]
+    check_length(model, rows, max_new_tokens)
+    ends = end_tokens(model)
     with meter(label, len(prompts)) as progress:
         for index in by_length([len(r) + max_new_tokens for r in rows], batch_tokens):
             batch = pad([rows[i] for i in index], model, side="left")
@@ -87,7 +117,7 @@ def say(
                 top_p=None,
                 top_k=0 if temperature else None,
                 repetition_penalty=1.0,
-                eos_token_id=stops,
+                eos_token_id=sorted(ends) or None,
                 pad_token_id=model.tokenizer.pad_token_id,
             )
             new = output[:, batch.ids.shape[1] :]
@@ -99,10 +129,25 @@ def say(
 
 
 def continuation_ids(model: Model, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of what follows it, split where generation would split them."""
+    """Token ids of a prompt and of what follows it, split where generation would split them.
+
+    An empty prompt becomes the beginning-of-sequence token (or, without one, the end-of-sequence token):
+    something has to predict the first token.
+    """
     special = not is_templated(model, prompt)
-    head = tokenize(model, prompt, special)
-    whole = tokenize(model, prompt + continuation, special)
+    eos = model.tokenizer.eos_token_id
+
+    def ids(text: str) -> list[int]:
+        found = list(tokenize(model, text, special))
+        # Some tokenizers append a token of their own.
+        while special and len(found) > 1 and found[-1] == eos:
+            found.pop()
+        return found
+
+    if not prompt:
+        start = model.tokenizer.bos_token_id
+        return [eos if start is None else start], tokenize(model, continuation, special=False)
+    head, whole = ids(prompt), ids(prompt + continuation)
     if whole[: len(head)] == head and len(whole) > len(head):
         return head, whole[len(head) :]
     return head, tokenize(model, continuation, special=False)
@@ -113,8 +158,8 @@ def next_token_logits(
     model: Model, prompts: Sequence[str], batch_tokens: int = 4096
 ) -> torch.Tensor:
     """Logits (prompts, vocabulary) of the first token after each prompt, float32."""
-    special = [not is_templated(model, prompt) for prompt in prompts]
-    rows = [tokenize(model, p, s) for p, s in zip(prompts, special, strict=True)]
+    rows = [tokenize(model, prompt, not is_templated(model, prompt)) for prompt in prompts]
+    check_length(model, rows)
     found: list[torch.Tensor | None] = [None] * len(rows)
     for index in by_length([len(r) for r in rows], batch_tokens):
         batch = pad([rows[i] for i in index], model, side="left")
@@ -129,7 +174,7 @@ __all__ = [
     "chat",
     "chat_messages",
     "continuation_ids",
-    "encode",
+    "end_tokens",
     "generate",
     "is_templated",
     "next_token_logits",

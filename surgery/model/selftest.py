@@ -14,7 +14,7 @@ from torch import nn
 
 from surgery.architecture import Writer
 from surgery.errors import SurgeryError
-from surgery.model.hooks import first, hooks
+from surgery.model.hooks import argument, first, hooks
 from surgery.model.model import Model
 
 
@@ -60,7 +60,7 @@ def _check_sum(model: Model) -> None:
     written: list[torch.Tensor] = []
 
     def enter(_m: nn.Module, args: Any, kwargs: Any) -> None:
-        stream_in.append((args[0] if args else kwargs["hidden_states"]).float())
+        stream_in.append(argument(args, kwargs).float())
 
     def leave(_m: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         stream_out.append(first(output).float())

@@ -130,9 +130,10 @@ class AblateEdit(Part):
     positive: Prompts | None = Field(default=None, description="prompts that show the behaviour")
     negative: Prompts | None = Field(default=None, description="prompts that do not")
     spare: Prompts | None = Field(default=None, description="prompts whose behaviour is kept")
-    sparing: Literal["shift", "orthogonal"] = Field(
-        default="shift",
-        description="shift: move only prompts like the positive ones; orthogonal: ablate what the "
+    sparing: Literal["distil", "shift", "orthogonal"] = Field(
+        default="distil",
+        description="distil: train a low-rank change to take it from prompts like the positive ones only; "
+        "shift: move those where a linear detector sees them, in closed form; orthogonal: ablate what the "
         "direction has outside that of the spared prompts",
     )
     ridge: float = Field(default=0.1, gt=0, description="of the detector of sparing: shift")
@@ -180,8 +181,7 @@ class AblateEdit(Part):
         # JSON has only string keys.
         if isinstance(value, dict):
             return {
-                int(k) if isinstance(k, str) and k.isdigit() else k: float(v)
-                for k, v in value.items()
+                int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in value.items()
             }
         return value
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from surgery.errors import SurgeryError
+from surgery.spec.rows import parse_rows
 
 # The field names under which published prompt sets keep the prompt itself.
 PROMPT_FIELDS = (
@@ -36,12 +35,10 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError) as error:
         raise SurgeryError(f"cannot read prompts from {path}: {error}") from None
 
-    if path.suffix == ".csv":
-        rows: list[Any] = list(csv.DictReader(text.splitlines(keepends=True)))
-    elif path.suffix in (".jsonl", ".json"):
-        rows = _json_rows(text, path)
+    if path.suffix in (".csv", ".jsonl", ".json"):
+        rows = parse_rows(text, path)
     else:
-        rows = [line.strip() for line in text.splitlines() if line.strip()]
+        rows = [line.strip() for line in text.split("\n") if line.strip()]
 
     records = [_record(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
     if not records:
@@ -56,15 +53,6 @@ def read_prompts(source: list[str] | str | Path) -> list[str]:
             raise SurgeryError("an empty list of prompts")
         return source
     return [record["prompt"] for record in read_records(source)]
-
-
-def _json_rows(text: str, path: Path) -> list[Any]:
-    try:
-        if text.lstrip().startswith("["):
-            return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise SurgeryError(f"{path} is not JSON: {error}") from None
 
 
 def _record(row: Any, where: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -92,17 +92,7 @@ class EditSpec(Part):
             Path(temporary).write_text(text, encoding="utf-8")
 
     def to_yaml(self) -> str:
-        from io import StringIO
-
-        from ruamel.yaml import YAML
-
-        writer = YAML()
-        writer.default_flow_style = False
-        writer.width = 100
-        writer.indent(mapping=2, sequence=4, offset=2)
-        stream = StringIO()
-        writer.dump(self.compact(), stream)
-        return stream.getvalue()
+        return yaml_text(self.compact())
 
     def to_json(self) -> str:
         return json.dumps(self.compact(), indent=2, ensure_ascii=False) + "\n"
@@ -117,7 +107,22 @@ class EditSpec(Part):
         return {"version": self.version, **content}
 
 
-# ---------------------------------------------------------------------- reading YAML
+# ---------------------------------------------------------------------- YAML
+def yaml_text(data: Any) -> str:
+    """Data as YAML, laid out as specs are."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.width = 100
+    writer.indent(mapping=2, sequence=4, offset=2)
+    stream = StringIO()
+    writer.dump(data, stream)
+    return stream.getvalue()
+
+
 def _yaml(text: str, name: str) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -154,7 +159,8 @@ def _explain(error: ValidationError, data: Any, name: str) -> str:
     """The most telling complaint in one line, with the line of the field it is about."""
     problems = error.errors()
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = [part for part in problem["loc"] if not _is_union_tag(part, problem["loc"], data)]
+    whole = problem["loc"]
+    location = [part for i, part in enumerate(whole) if not _is_union_tag(part, whole[:i], data)]
     line = _line(data, location)
     field = ".".join(str(part) for part in location)
     message = problem["msg"].removeprefix("Value error, ")
@@ -170,32 +176,21 @@ def _explain(error: ValidationError, data: Any, name: str) -> str:
     return f"{where}: {field + ': ' if field else ''}{message}"
 
 
-def _is_union_tag(part: Any, location: tuple[Any, ...], data: Any) -> bool:
+def _is_union_tag(part: Any, before: tuple[Any, ...], data: Any) -> bool:
     """pydantic names the union member it tried in the path; such parts are not in the data."""
     if not isinstance(part, str):
         return False
     node = data
-    for step in location:
-        if step is part:
-            break
+    for step in before:
         node = _step(node, step)
     present = isinstance(node, dict) and part in node
-    known = (
-        part in EditSpec.model_fields
-        or any(c in part for c in "[")
-        or part
-        in _kinds()
-        | {
-            "str",
-            "float",
-            "int",
-        }
-    )
-    return not present and known and part not in EditSpec.model_fields
+    return not present and ("[" in part or part in _kinds() | {"str", "float", "int", "Fact"})
 
 
 def _kinds() -> set[str]:
-    return {"rome", "memit", "alphaedit", "emmet", "finetune", "ablate", "forget", "delta", "Fact"}
+    """Every `kind` an edit may have."""
+    members = get_args(get_args(Edit)[0])
+    return {member.model_fields["kind"].default for member in members}
 
 
 def _step(node: Any, step: Any) -> Any:

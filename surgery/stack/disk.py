@@ -17,7 +17,7 @@ from surgery.checkpoint.index import INDEX_NAME
 from surgery.checkpoint.tensors import stream_tensors, torch_dtype
 from surgery.checkpoint.writer import Content
 from surgery.delta import SUFFIX, Change, Delta, load_delta, materialize, save_delta
-from surgery.export.card import model_card
+from surgery.stack.card import model_card
 from surgery.stack.conflicts import check
 from surgery.stack.lineage import BASE_FILES, FOLDER, FORMAT, ORIGINALS, RECORD, Lineage
 

@@ -125,7 +125,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise SurgeryError(f"{path} has the format {record['format']!r}, not {FORMAT!r}")
-        _ = record["base_id"], [entry["id"] for entry in record["edits"]]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        _ = record["base_id"] + "".join(e["id"] + e["name"] + e["file"] for e in record["edits"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SurgeryError(f"{path} is damaged: {error!r}") from None
     return record

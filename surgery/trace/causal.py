@@ -149,8 +149,12 @@ def causal_trace(
     Raises:
         SurgeryError: a prompt without its subject, or numbers that make no sense.
     """
-    if samples < 1 or screen < 1 or noise <= 0:
+    if samples < 1 or screen < 1 or not noise > 0:
         raise SurgeryError("a trace needs at least one noise sample, and noise above zero")
+    if window is not None and window < 1:
+        raise SurgeryError(f"a window of {window} layers restores nothing: at least 1")
+    if answer is not None and not answer.strip():
+        raise SurgeryError("the answer to follow is empty: name one, or leave it out")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise SurgeryError(f"trace one or more of {', '.join(KINDS)}, not {', '.join(unknown)}")

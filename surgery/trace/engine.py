@@ -28,7 +28,7 @@ import torch
 
 from surgery.errors import SurgeryError
 from surgery.model import Model
-from surgery.model.hooks import argument, first, hooks, with_first
+from surgery.model.hooks import argument, first, hooks, with_argument, with_first
 from surgery.trace.sites import Site
 
 Engine = Literal["nnsight", "hooks"]
@@ -171,7 +171,7 @@ def _by_hooks(model: Model, inputs: dict[str, Any], plan: _Plan) -> Run:
             now = plan.passing(site, argument(args, kwargs))
             if site in plan.reads:
                 hidden[site] = now
-            return ((now, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": now})
+            return with_argument(args, kwargs, now)
 
         return hook
 

@@ -58,9 +58,8 @@ class Restorer:
     corrupted: torch.Tensor  # (samples,) probability of the answer
     clean: dict[Site, torch.Tensor]  # (tokens, d)
     noised: dict[int, torch.Tensor]  # stream into each layer, (samples, tokens, d)
-    past: list[
-        tuple[torch.Tensor, torch.Tensor]
-    ]  # of the noised run, by layer, (samples, heads, tokens, ..)
+    # Keys and values of the noised run by layer, (samples, heads, tokens, ..).
+    past: list[tuple[torch.Tensor, torch.Tensor]]
     window: int
     engine: Engine
 
@@ -252,7 +251,7 @@ class _Put:
 
 
 def _mean_and_error(gained: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over the samples a state had (the others are NaN), and its standard error."""
+    """Mean over the samples a state had (the others are NaN), and its standard error; NaN for one."""
     count = (~gained.isnan()).sum(-1)
     mean = gained.nanmean(-1)
     square = (gained - mean[..., None]).square().nansum(-1)

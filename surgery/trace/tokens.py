@@ -65,7 +65,8 @@ def next_token_log_probs(model: Model, prompt: str) -> torch.Tensor:
 
 def next_tokens(model: Model, prompt: str, k: int = 10) -> list[NextToken]:
     """The k most likely next tokens, the likeliest first."""
-    best = next_token_log_probs(model, prompt).topk(k)
+    log_probs = next_token_log_probs(model, prompt)
+    best = log_probs.topk(min(k, len(log_probs)))
     return [
         NextToken(model.tokenizer.decode([token]), token, p, rank)
         for rank, (token, p) in enumerate(
@@ -81,6 +82,7 @@ def next_tokens_compared(
 
     before, after: `next_token_log_probs` of the same prompt, taken on either side of the edit.
     """
+    k = min(k, len(after))
     shown = list(dict.fromkeys([*after.topk(k).indices.tolist(), *before.topk(k).indices.tolist()]))
     rows = [
         NextTokenChange(
@@ -101,6 +103,6 @@ def surprise(model: Model, text: str) -> Surprise:
     """-log p of every token of a text, in nats."""
     ids = prompt_ids(model, text)
     logits = model.hf(**pad([ids], model).inputs(), use_cache=False).logits[0].float()
-    target = torch.tensor(ids[1:], device=logits.device)
+    target = torch.tensor(ids[1:], dtype=torch.long, device=logits.device)
     nll = -logits[:-1].log_softmax(-1).gather(1, target[:, None])[:, 0]
     return Surprise([model.tokenizer.decode([i]) for i in ids], [None, *nll.tolist()])

@@ -114,15 +114,16 @@ class _Speaker:
         self._cache: Any = None
         self._next: list[int] | None = None
         self._random: Any = None
+        self._most = 0
 
     def speak(self, model: Any, text: str, tokens: int) -> Iterator[None]:
         import torch
 
-        from surgery.model.batch import tokenize
+        from surgery.model import end_tokens, tokenize
         from surgery.model.run import is_templated
 
         voice, asked = self.voice, self.asked
-        stops = stop_ids(model)
+        stops = end_tokens(model)
         if self._next is None:
             self._next = tokenize(model, text, not is_templated(model, text))
             self._random = torch.Generator().manual_seed(asked.seed)
@@ -131,8 +132,9 @@ class _Speaker:
                 raise SurgeryError(
                     f"the prompt is longer than the {model.max_positions} tokens this model reads"
                 )
+            self._most = min(asked.tokens, room)
         for _ in range(tokens):
-            if len(voice.ids) >= min(asked.tokens, model.max_positions - 1):
+            if len(voice.ids) >= self._most:
                 voice.ended = True
                 return
             with torch.no_grad():
@@ -164,10 +166,3 @@ class _Speaker:
         # The same numbers are drawn on both sides: where the models agree, so do the answers.
         weights = (logits / self.asked.temperature).softmax(-1)
         return int(torch.multinomial(weights, 1, generator=self._random))
-
-
-def stop_ids(model: Any) -> set[int]:
-    stops = model.hf.generation_config.eos_token_id
-    if stops is None:
-        stops = model.tokenizer.eos_token_id
-    return set(stops) if isinstance(stops, list | tuple) else {stops}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def describe(path: str) -> str:
 
     checkpoint = Checkpoint.open(clean(path))
     lineage = Lineage.of(checkpoint)
-    numbers = sum(_count(ref.shape) for ref in checkpoint.tensors.values())
+    numbers = sum(math.prod(ref.shape) for ref in checkpoint.tensors.values())
     size = sum(ref.nbytes for ref in checkpoint.tensors.values())
     rows: list[tuple[str, Any]] = [("Folder", str(checkpoint.path))]
     try:
@@ -89,13 +90,6 @@ def _lineage(lineage: Any) -> Raw:
         for entry in lineage.record["edits"]
     )
     return Raw(f"yes, from base <code>{short(lineage.base_id)}</code><ol>{edits}</ol>")
-
-
-def _count(shape: Any) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -13,6 +13,7 @@ from ui.session import Bench, new_id
 if TYPE_CHECKING:
     from surgery.audit import Report
     from surgery.audit.attribution import Share
+    from surgery.audit.report import Figure
 
 # Reports kept for taking away, by an id that the window holds.
 REPORTS: dict[str, Report] = {}
@@ -69,21 +70,18 @@ def keep(report: Report) -> str:
 
 def report_html(report: Report, state: str, stamp: str = "") -> str:
     """Verdict, figures beside their control, and what flipped."""
+    from surgery.audit.table import row
+
     kind, word = DECISIONS[report.verdict.decision]
     head = (
         f'<div class="verdict {kind}"><strong>{word}</strong>'
         f"<span>{esc(report.verdict.reason)}</span></div>"
     )
-    rows = [
-        (
-            Raw(f"{esc(f.label)}<small>{esc(_goal(f.goal))}</small>"),
-            _number(f.base, f.unit),
-            _number(f.edited, f.unit),
-            _change(f),
-            _number(f.sham, f.unit),
-        )
-        for f in report.figures
-    ]
+    rows = []
+    for figure in report.figures:
+        label, base, edited, sham, _ = row(figure)
+        named = Raw(f"{esc(label)}<small>{esc(_goal(figure.goal))}</small>")
+        rows.append((named, base, edited, _change(figure), sham))
     figures = table(["Figure", "Base", "Edited", "Change", "Sham edit"], rows, "tnnnn", "figures")
     return (
         state_line(state, "Measured for", stamp)
@@ -212,10 +210,9 @@ def flinch_test(
 
         from surgery.delta import SUFFIX, save_delta
         from surgery.flinch import flinch
-        from surgery.flinch.sets import KINDS, own
+        from surgery.flinch.sets import limited, own
 
-        items = own()
-        items = [i for kind in KINDS for i in [x for x in items if x.kind == kind][:most]]
+        items = limited(own(), most)
         with tempfile.TemporaryDirectory() as folder:
             paths: list[str | Path] = [str(source) for source in sources]
             if with_stack and bench.here:
@@ -266,27 +263,23 @@ def _flinch_html(result: Any, most: int) -> str:
 
 
 # ---------------------------------------------------------------------- numbers
-def _number(value: float | None, unit: str = "") -> str:
-    if value is None:
-        return "–"
-    if unit == "%" or unit == "share":
-        return f"{100 * value:.1f} %"
-    return "< 0.0001" if 0 < value < 1e-4 else f"{value:.4g}"
+def _change(figure: Figure) -> Raw:
+    """The change and its interval; of a share in percentage points."""
+    from surgery.audit.table import is_share
 
-
-def _change(figure: Any) -> Raw:
     if figure.change is None:
         return Raw("–")
-    wide = ""
+    share = is_share(figure)
+
+    def step(value: float) -> str:
+        number = f"{100 * value:+.1f}" if share else f"{value:+.3g}"
+        return number.replace("-", "−") if value else "0"
+
+    unit, wide = " pp" if share else "", ""
     if figure.interval:
         low, high = figure.interval
-        wide = f"<small>{_step(low)} to {_step(high)}</small>"
-    return Raw(_step(figure.change) + wide)
-
-
-def _step(value: float) -> str:
-    """A change, with its sign unless it is none."""
-    return f"{value:+.3g}".replace("-", "−") if value else "0"
+        wide = f"<small>{step(low)} to {step(high)}</small>"
+    return Raw(step(figure.change) + unit + wide)
 
 
 def signed(value: float, digits: int) -> str:

@@ -10,10 +10,11 @@ from ui.markup import Raw, esc
 
 
 def pair_html(pair: Pair, surprise: Mapping[str, Sequence[float]] | None = None) -> str:
-    """Both answers; differing words marked, or the surprise of the other side as shading."""
+    """Both answers; differing words marked, or, once it is known, the surprise of the other side as
+    shading."""
     if surprise and pair.finished:
-        left = shaded(pair.left.pieces, surprise.get("left", []))
-        right = shaded(pair.right.pieces, surprise.get("right", []))
+        left = shaded(pair.left.pieces, surprise["left"])
+        right = shaded(pair.right.pieces, surprise["right"])
     else:
         left, right = marked(pair.left.text, pair.right.text)
     verdict = ""

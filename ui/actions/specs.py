@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from surgery.errors import SurgeryError
 from surgery.spec import EditSpec
+from surgery.spec.spec import yaml_text
 from ui.markup import esc, notice
 
 # form -> the kinds it writes, the usual one first
@@ -68,7 +68,7 @@ def to_yaml(form: str, values: Mapping[str, Any], current: str = "") -> str:
     _put(data, "name", _text(values["name"]), before="edits")
     _put(data, "seed", int(values["seed"] or 0) or None, before="edits")
     _WRITERS[form](first, values)
-    return dumped(data)
+    return yaml_text(data)
 
 
 def _write_fact(edit: Any, values: Mapping[str, Any]) -> None:
@@ -254,7 +254,12 @@ def prompts(text: str | None) -> list[str] | str | None:
 
 
 def numbers(text: Any) -> list[int]:
-    return [int(n) for n in re.findall(r"\d+", str(text or ""))]
+    """Layers as people write them, also while they are still typing: "8", "4, 5", "4-6"."""
+    found: list[int] = []
+    for first, last in re.findall(r"(\d+)(?:\s*[-–]\s*(\d+))?", str(text or "")):
+        # A slip of the finger is no reason to count to a billion.
+        found += range(int(first), min(int(last or first), int(first) + 999) + 1)
+    return found
 
 
 def filled_rows(table: Any) -> list[list[str]]:
@@ -268,18 +273,6 @@ def filled_rows(table: Any) -> list[list[str]]:
         if any(cells):
             found.append(cells)
     return found
-
-
-def dumped(data: Any) -> str:
-    from ruamel.yaml import YAML
-
-    writer = YAML()
-    writer.default_flow_style = False
-    writer.width = 100
-    writer.indent(mapping=2, sequence=4, offset=2)
-    stream = StringIO()
-    writer.dump(data, stream)
-    return stream.getvalue()
 
 
 def _loaded(text: str, strict: bool = False) -> Any:

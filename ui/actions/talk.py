@@ -69,9 +69,9 @@ def say(bench: Bench, talk: Talk, message: str, asked: Asked) -> Callable[[], Ta
             )
         round = Round(message.strip(), Pair(message.strip()))
         talk.rounds.append(round)
-        texts = tuple(chat_messages(bench.model, talk.messages(side)) for side in ("left", "right"))
         try:
-            answer_both(bench, round.pair, asked, (texts[0], texts[1]))
+            left, right = (chat_messages(bench.model, talk.messages(s)) for s in ("left", "right"))
+            answer_both(bench, round.pair, asked, (left, right))
         except BaseException:
             talk.rounds.remove(round)
             raise

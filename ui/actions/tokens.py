@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ui.actions.answers import framed, sides
 from ui.markup import Raw, bar, esc, percent, table
 from ui.session import Bench
 
-
-@dataclass(frozen=True)
-class Next:
-    """One candidate for the next token, under both sides. ranks count from 1."""
-
-    token: str
-    before: float
-    after: float
-    rank_before: int
-    rank_after: int
-
-    @property
-    def change(self) -> float:
-        return self.after - self.before
+if TYPE_CHECKING:
+    from surgery.trace.tokens import NextTokenChange
 
 
 def next_tokens(
     bench: Bench, prompt: str, chat: bool = False, against: str = "base", top: int = 8
-) -> list[Next]:
+) -> list[NextTokenChange]:
     """The likeliest next tokens of either side, those that changed most first."""
-    from surgery.model import next_token_logits
+    from surgery.trace import next_token_log_probs, next_tokens_compared
 
     text = framed(bench, prompt, chat)
     found = []
     for side in sides(bench, against):
         with side.put_on() as model:
-            found.append(next_token_logits(model, [text])[0].softmax(-1).cpu())
-    before, after = found
-    ids = {int(i) for p in found for i in p.topk(top).indices}
-    tokenizer = bench.model.tokenizer
-    rows = [
-        Next(
-            tokenizer.decode([i]),
-            float(before[i]),
-            float(after[i]),
-            int((before > before[i]).sum()) + 1,
-            int((after > after[i]).sum()) + 1,
-        )
-        for i in ids
-    ]
-    return sorted(rows, key=lambda row: (-max(row.before, row.after), row.token))[: top + 4]
+            found.append(next_token_log_probs(model, text))
+    return next_tokens_compared(bench.model.tokenizer, *found, k=top)[: top + 4]
 
 
-def next_html(rows: list[Next]) -> str:
+def next_html(rows: list[NextTokenChange]) -> str:
     return table(
         ["Next token", "Before", "", "After", "", "Change", "Rank"],
         [

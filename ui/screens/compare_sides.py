@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from surgery.errors import SurgeryError
 from ui.actions import batch, commands, talk, tokens
-from ui.actions.answers import Asked, Pair, answer_both
+from ui.actions.answers import Asked, Pair, Voice, answer_both
 from ui.actions.showing import pair_html
 from ui.actions.specs import lines
 from ui.markup import empty, notice
@@ -24,6 +24,9 @@ from ui.screens.shell import (
     run,
 )
 from ui.session import Bench
+
+if TYPE_CHECKING:
+    from surgery.trace.tokens import NextTokenChange
 
 MODES = [("Continue the text", "text"), ("Ask as a chat", "chat")]
 
@@ -105,14 +108,15 @@ def _one(bench: Bench) -> None:
         reads: dict[str, list[float]] = {}
         yield "", gr.skip(), gr.skip(), gr.skip(), *busy(True)
 
-        def work() -> list[tokens.Next]:
+        def work() -> list[NextTokenChange]:
             answer_both(bench, pair, asked)
             if mark == "surprise":
-                for name, voice, by in (
-                    ("left", pair.left, "right"),
-                    ("right", pair.right, "left"),
-                ):
-                    reads[name] = tokens.surprise(bench, text, voice.ids, asked.chat, by, before)
+
+                def read(voice: Voice, by: str) -> list[float]:
+                    return tokens.surprise(bench, text, voice.ids, asked.chat, by, before)
+
+                # Both at once: the page is drawn meanwhile, and cannot use one alone.
+                reads.update(left=read(pair.left, "right"), right=read(pair.right, "left"))
             return tokens.next_tokens(bench, text, asked.chat, before)
 
         job = bench.job("answering", work, owner(request))

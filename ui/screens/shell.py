@@ -164,7 +164,7 @@ def run(job: Job[Any]) -> Iterator[tuple[str, Any]]:
         yield "", job.result()
     except Cancelled:
         yield notice("Cancelled. Everything is as it was.", "plain"), None
-    except SurgeryError as error:
+    except (SurgeryError, OSError) as error:
         yield notice(str(error)), None
     except (RuntimeError, MemoryError) as error:
         yield notice(_reason(error)), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from surgery.cli.inputs import suite_arguments
+from surgery.cli.inputs import check_new_file, limits_of, suite_arguments
 from surgery.cli.outcome import REJECTED, Outcome
 
 HELP = "measure what an edit did and what else it broke, against controls"
@@ -41,31 +41,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="accept a delta of another base")
 
 
-def limits_of(given: list[str]) -> dict[str, float]:
-    """`NAME=VALUE` words as numbers.
-
-    Raises:
-        SurgeryError: not of that form.
-    """
-    from surgery.errors import SurgeryError
-
-    found = {}
-    for word in given:
-        name, equals, value = word.partition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise SurgeryError(f"--limit {word!r}: expected NAME=VALUE, such as kl_mean=0.05")
-    return found
-
-
 def run(args: argparse.Namespace) -> Outcome:
     """Audit, write the report where asked, and print it."""
     from surgery.audit import Suite, audit
     from surgery.spec import EditSpec, read_prompts
 
+    for file in (args.html, args.out):
+        if file:
+            check_new_file(file)
     limits = limits_of(args.limit)
     spec = EditSpec.load(args.spec) if args.spec else None
     suite = args.suite or (spec.checks.suite if spec else None) or "quick"

@@ -72,15 +72,11 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _limits(given: list[str], known: list[str]) -> dict[str, float]:
+    from surgery.cli.inputs import limits_of
     from surgery.errors import SurgeryError
 
-    limits: dict[str, float] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        try:
-            limits[name] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals or name not in known:
-            raise SurgeryError(f"limit {text!r}: expected NAME=NUMBER with {', '.join(known)}")
+    limits = limits_of(given)
+    for name in limits:
+        if name not in known:
+            raise SurgeryError(f"no limit {name!r}: there are {', '.join(known)}")
     return limits

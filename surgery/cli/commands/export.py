@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="lora: cut dense changes to this rank (inexact)",
     )
     parser.add_argument(
-        "--layers", metavar="N,N", help="control-vector: layers at whose input it acts"
+        "--layers", metavar="LIST", help="control-vector: layers at whose input it acts, as 10-12"
     )
     parser.add_argument("--overwrite", action="store_true", help="lora: replace an existing folder")
 
@@ -77,6 +77,7 @@ def _control_vector(args: argparse.Namespace) -> Outcome:
     from pathlib import Path
 
     from surgery.checkpoint import read_header
+    from surgery.cli.inputs import layers_of
     from surgery.directions import Direction
     from surgery.errors import SurgeryError
     from surgery.export import to_control_vector
@@ -92,18 +93,7 @@ def _control_vector(args: argparse.Namespace) -> Outcome:
             )
     out = Path(args.out)
     if out.suffix != ".gguf":
-        out.mkdir(parents=True, exist_ok=True)
         out = out / f"{Path(args.delta).stem}.gguf"
-    path = to_control_vector(Direction.load(args.delta), out, args.base, _layers(args.layers))
+    direction, layers = Direction.load(args.delta), layers_of(args.layers)
+    path = to_control_vector(direction, out, args.base, layers)
     return Outcome(data={"path": str(path), "format": "control-vector"}, text=str(path))
-
-
-def _layers(text: str | None) -> list[int] | None:
-    from surgery.errors import SurgeryError
-
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise SurgeryError(f"--layers {text}: give numbers with commas, such as 10,11,12") from None

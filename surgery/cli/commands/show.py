@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def _checkpoint(path: Path, with_id: bool) -> Outcome:
     record = read_record(path)
     config = checkpoint.config
     size = sum(ref.nbytes for ref in checkpoint.tensors.values())
-    numbers = sum(_count(ref.shape) for ref in checkpoint.tensors.values())
+    numbers = sum(math.prod(ref.shape) for ref in checkpoint.tensors.values())
     data: dict[str, Any] = {
         "what": "checkpoint",
         "path": str(path),
@@ -110,7 +111,7 @@ def _checkpoint(path: Path, with_id: bool) -> Outcome:
 
 def _edits(checkpoint: Checkpoint, record: dict[str, Any]) -> list[dict[str, Any]]:
     from surgery.delta import read_delta_header
-    from surgery.export.card import describe
+    from surgery.stack.card import describe
 
     found = []
     for entry in record["edits"]:
@@ -178,7 +179,7 @@ def _direction(path: Path, head: dict[str, Any]) -> Outcome:
 def _delta(path: Path) -> Outcome:
     from surgery.checkpoint.space import in_bytes
     from surgery.delta import read_delta_header
-    from surgery.export.card import describe
+    from surgery.stack.card import describe
 
     head, shapes = read_delta_header(path)
     data = {"what": "delta", "path": str(path), "does": describe(head), **head, "tensors": shapes}
@@ -221,8 +222,8 @@ def _diagnosis(edit: dict[str, Any]) -> list[str]:
 
 # ---------------------------------------------------------------------- specs and reports
 def _spec(path: Path) -> Outcome:
-    from surgery.export.card import describe
     from surgery.spec import EditSpec
+    from surgery.stack.card import describe
 
     spec = EditSpec.load(path)
     content = spec.compact()
@@ -260,10 +261,3 @@ def _report(path: Path) -> Outcome:
     text = f"{path}: report of the suite {report.suite}, {report.created}\n  of {sides}\n\n"
     data = {"what": "report", "path": str(path), **json.loads(report.to_json())}
     return Outcome(data=data, text=text + report.text())
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

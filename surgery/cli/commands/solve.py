@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> Outcome:
     check_new_file(args.out)
 
     from surgery.delta import save_delta
-    from surgery.export.card import describe
     from surgery.methods import solve
     from surgery.model import load
+    from surgery.stack.card import describe
 
     model = load(base, device=args.device)
     delta = solve(spec, model)

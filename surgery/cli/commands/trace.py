@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from pathlib import Path
 
     from surgery.checkpoint import atomic_file
+    from surgery.cli.inputs import check_new_file
     from surgery.errors import SurgeryError
     from surgery.model import load
     from surgery.trace import causal_trace, heat_map_text, html, save_picture
@@ -51,6 +52,9 @@ def run(args: argparse.Namespace) -> Outcome:
     # Said before the minutes are spent, not after.
     if args.output and Path(args.output).suffix.lower() not in SUFFIXES:
         raise SurgeryError(f"{args.output}: a picture ends in {', '.join(SUFFIXES)}")
+    for file in (args.output, args.html):
+        if file:
+            check_new_file(file)
     trace = causal_trace(
         load(args.base, device=args.device),
         args.prompt,

@@ -81,7 +81,7 @@ def probe(model: Model, items: Sequence[Item], setting: Setting) -> dict[str, li
 def _embedding(model: Model, prompt: str, answer: str) -> torch.Tensor:
     """Mean input embedding of an answer's tokens as they stand after the prompt, float64 (d,)."""
     ids = torch.tensor(pair_ids(model, prompt, answer)[1], device=model.device)
-    row = model.embedding.weight[ids].double().mean(0).cpu()
+    row = model.embedding.weight[ids].cpu().double().mean(0)
     return row / row.norm().clamp_min(1e-12)
 
 

@@ -14,6 +14,7 @@ from surgery.facts.capture import capture, fact_keys
 from surgery.facts.least_squares import null_space
 from surgery.facts.requests import prepare
 from surgery.methods import solve
+from surgery.methods.spread import CLAMP
 from surgery.model import Model
 from surgery.spec import EditSpec, Fact
 from surgery.stack import applied
@@ -120,6 +121,19 @@ def test_lambda_is_chosen_for_the_model_and_shown(tiny_model: Any, own_cache: An
     delta = solve(spec("memit", layers=[1], **QUICK), model)
     chosen = delta.metadata["spec"]["edits"][0]["statistics_weight"]
     assert chosen > 0 and report(delta)["layers"][0]["softness"] == chosen
+
+
+def test_fewer_facts_go_further_and_earlier_ones_count(
+    tiny_model: Any, own_cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surgery.methods.spread.FULL", 4)
+    model: Model = tiny_model("llama")
+    alone = solve(spec("memit", FACTS[:1], layers=[1], **QUICK), model)
+    with applied(model, alone):
+        later = solve(spec("memit", FACTS[1:2], layers=[1], **QUICK), model)
+    clamps = [d.metadata["spec"]["edits"][0]["clamp"] for d in (alone, later)]
+    assert (report(alone)["room"], report(later)["room"]) == (4, 2)
+    assert clamps == pytest.approx([2 * CLAMP, 2**0.5 * CLAMP])
 
 
 def test_an_impossible_fact_does_not_cost_the_batch(tiny_model: Any, own_cache: Any) -> None:

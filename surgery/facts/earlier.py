@@ -23,6 +23,12 @@ def earlier_edits(model: Model) -> list[dict[str, Any]]:
     return [edit for spec in specs for edit in spec.get("edits", [])]
 
 
+def earlier_facts(model: Model) -> int:
+    """How many facts earlier edits have changed."""
+    lists = [edit.get("facts") for edit in earlier_edits(model)]
+    return sum(len(facts) for facts in lists if isinstance(facts, list))
+
+
 def earlier_keys(model: Model, layer: int) -> torch.Tensor | None:
     """Keys (d_ff, n) of earlier facts at a layer, or None."""
     found = []

@@ -27,7 +27,7 @@ from surgery.spec import AlphaEdit
 
 # Share of the energy of ordinary keys that lies in the null space.
 THRESHOLD = 0.4
-# L2 over the median of k^T P k.
+# L2 over the median of k^T P k, for many facts.
 RIDGE = 0.4
 
 
@@ -41,7 +41,7 @@ def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:
             raise SurgeryError(
                 f"threshold {threshold} leaves no null space at layer {layer}: raise it"
             )
-    share = part.ridge or RIDGE
+    share = part.ridge or RIDGE / spread.room
     whiteners = {n: _whitener(spread.moments[n], U) for n, U in bases.items()}
     softness = share * typical_weight(model, spread, whiteners[spread.layers[-1]])
 

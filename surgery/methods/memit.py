@@ -16,7 +16,7 @@ from surgery.methods.spread import diagnostics, prepare_spread, typical_weight
 from surgery.model import Model
 from surgery.spec import MemitEdit
 
-# lambda over the median g.
+# lambda over the median g, for many facts.
 SOFTNESS = 0.5
 RIDGE = 1e-3
 
@@ -26,7 +26,7 @@ def solve_memit(part: MemitEdit, model: Model, seed: int) -> Solved:
     spread = prepare_spread(part, model, seed)
     # One Cholesky factor a layer serves every solve there.
     whiteners = {layer: whitener(c, RIDGE) for layer, c in spread.moments.items()}
-    weight = part.statistics_weight or SOFTNESS * typical_weight(
+    weight = part.statistics_weight or SOFTNESS / spread.room * typical_weight(
         model, spread, whiteners[spread.layers[-1]]
     )
 

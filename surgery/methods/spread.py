@@ -9,6 +9,7 @@ import torch
 
 from surgery.errors import SurgeryError
 from surgery.facts.capture import fact_keys
+from surgery.facts.earlier import earlier_facts
 from surgery.facts.least_squares import Whiten
 from surgery.facts.requests import Requests, prepare
 from surgery.facts.target import Targets, TargetSettings, solve_targets
@@ -21,6 +22,8 @@ from surgery.statistics import Statistics, collect, metric, sensitivity
 DEPTH, COUNT = 0.2, 5
 # Longest change of the stream, in lengths of what was there.
 CLAMP = 0.75
+# With fewer facts than this in the model each of them goes further, at most so many times (see `room`).
+FULL, MOST = 40, 4.0
 # A fact whose answer stays below this probability, with the best vector found, is left out.
 HOPELESS = 0.05
 
@@ -35,6 +38,7 @@ class Spread:
     targets: Targets
     statistics: Statistics
     moments: dict[int, torch.Tensor]  # second moment by layer, (d_ff, d_ff) float64, on the CPU
+    room: float
 
     @property
     def wanted(self) -> torch.Tensor:
@@ -48,18 +52,31 @@ def default_layers(model: Model) -> list[int]:
     return list(range(first, min(model.n_layers, first + COUNT)))
 
 
+def room(model: Model, facts: int) -> float:
+    """How many times the damage of one fact among many each of `facts` may do.
+
+    Damage adds up over facts, and what it buys for one of them is that its answer is found behind other
+    words. So the fewer there are, those of earlier edits counted, the longer their targets
+    (as the square root, since damage is quadratic in the length), the surer their answers and the harder
+    the solve.
+    """
+    return min(MOST, max(1.0, FULL / (facts + earlier_facts(model))))
+
+
 def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
     layers = sorted(set(part.layers if part.layers is not None else default_layers(model)))
     for layer in layers:
         model.check_layer(layer)
     requests = prepare(part, model, seed)
     statistics = collect(model, layers, part.statistics, part.statistics_tokens, names=True)
+    more = room(model, len(requests.items))
     settings = TargetSettings(
         layer=layers[-1],
         site="stream",
         steps=part.steps,
         learning_rate=part.learning_rate,
-        clamp=part.clamp or CLAMP,
+        clamp=part.clamp or CLAMP * more**0.5,
+        aim=TargetSettings.aim / more,
         kl_factor=part.kl_factor,
         weight_decay=(
             part.weight_decay if part.weight_decay is not None else TargetSettings.weight_decay
@@ -75,7 +92,7 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
     )
     requests, targets = _without_hopeless(requests, targets)
     against = statistics.against(model, requests.facts)
-    return Spread(layers, requests, settings, targets, statistics, against)
+    return Spread(layers, requests, settings, targets, statistics, against, more)
 
 
 def typical_weight(model: Model, spread: Spread, whiten: Whiten) -> float:
@@ -124,6 +141,7 @@ def diagnostics(spread: Spread, joint: Joint) -> dict[str, Any]:
     return {
         "facts": facts,
         "layers": joint.layers,
+        "room": spread.room,
         "statistics": spread.statistics.record,
         "warnings": list(spread.requests.warnings),
     }

@@ -17,7 +17,7 @@ test: $(STAMPS)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=15
 
 # The quick half of the tests: no real model.
 check: $(STAMPS)/installed-test

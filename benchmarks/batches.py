@@ -14,10 +14,15 @@ from pathlib import Path
 
 import surgery
 from benchmarks.methods import asked, known_facts, near, preferred, texts
+from benchmarks.table import Table
 from surgery.audit.general import divergence, perplexity, text_states
 from surgery.audit.head import Head
 from surgery.spec import EditSpec, read_facts
 from surgery.stack import applied
+
+COLUMNS = (
+    "method", "batches", "still preferred, by batch", "greedy, all", "neighbours", "KL", "perplexity",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -38,22 +43,14 @@ def main() -> None:
     sample = texts(model)
     base, head = text_states(model, sample), Head.of(model)
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-        if args.out:
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
     def share(found: list[bool]) -> str:
         return f"{sum(found) / len(found):.0%}"
 
-    say(
-        f"Base `{model.checkpoint.id[:12]}`, {len(batches)} batches of {args.size}, seed {args.seed}.\n"
+    table = Table(
+        f"Base `{model.checkpoint.id[:12]}`, {len(batches)} batches of {args.size}, seed {args.seed}.",
+        COLUMNS,
+        args.out,
     )
-    say(
-        "| method | batches | still preferred, by batch | greedy, all | neighbours | KL | perplexity |"
-    )
-    say("|---|---|---|---|---|---|---|")
     for method in args.methods:
         stack: list[surgery.Delta] = []
         for number, batch in enumerate(batches, start=1):
@@ -77,7 +74,7 @@ def main() -> None:
                 f"{float(kl):.4f}",
                 f"{perplexity(after.nll) / perplexity(base.nll) - 1:+.2%}",
             ]
-            say("| " + " | ".join(cells) + " |")
+            table.row(cells)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 import surgery
+from benchmarks.table import Table
 from surgery.audit.general import Passage, divergence, passages, perplexity, text_states
 from surgery.audit.head import Head
 from surgery.audit.score import answer_logprobs
@@ -129,13 +130,13 @@ def measure(model: Model, method: str, facts: list[Fact], edited: set[str], befo
     }
 
 
-def table_row(method: str, count: int, found: list[dict]) -> str:
+def cells(method: str, count: int, found: list[dict]) -> list[str]:
     def mean(name: str) -> float:
         values = [float(v) for one in found for v in one[name]]
         return sum(values) / max(1, len(values))
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    cells = [
+    return [
         method,
         f"{count}" if method not in ONE_BY_ONE else f"1 (mean of {len(found)})",
         *(f"{mean(name):.1%}" for name in COLUMNS[2:6]),
@@ -144,7 +145,6 @@ def table_row(method: str, count: int, found: list[dict]) -> str:
         f"{mean('s/fact'):.1f}",
         f"{peak:.1f}",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -164,28 +164,22 @@ def main() -> None:
     sample = texts(model)
     before = (sample, text_states(model, sample), Head.of(model))
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-        if args.out:
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
-    say(
+    table = Table(
         f"Base `{model.checkpoint.id[:12]}`, {len(facts)} facts, seed {args.seed}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}.\n"
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}.",
+        COLUMNS,
+        args.out,
     )
-    say("| " + " | ".join(COLUMNS) + " |")
-    say("|" + "---|" * len(COLUMNS))
     for method in args.methods:
         if method in ONE_BY_ONE:
             chosen = facts[: args.single]
             found = [measure(model, method, [f], {f.subject}, before) for f in chosen]
-            say(table_row(method, 1, found))
+            table.row(cells(method, 1, found))
             continue
         for count in args.counts:
             batch = facts[:count]
             edited = {fact.subject for fact in batch}
-            say(table_row(method, len(batch), [measure(model, method, batch, edited, before)]))
+            table.row(cells(method, len(batch), [measure(model, method, batch, edited, before)]))
 
 
 if __name__ == "__main__":

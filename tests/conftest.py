@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from surgery.delta import Delta
     from surgery.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,3 +65,12 @@ def real_model(smollm2: Path) -> Model:
     from surgery.model import load
 
     return load(smollm2, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def rome_paris(real_model: Model) -> Delta:
+    """`edits/rome_paris.yaml` solved once: a real edit, for tests that are not about solving."""
+    from surgery.methods import solve
+    from surgery.spec import EditSpec
+
+    return solve(EditSpec.load(ROOT / "edits" / "rome_paris.yaml"), real_model)

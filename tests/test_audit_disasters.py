@@ -82,10 +82,14 @@ def test_a_layer_doubled_or_silenced(
 # ---------------------------------------------------------------------- the real model
 @pytest.fixture
 def small() -> Suite:
-    """A little of everything that `quick` asks, without its sham edit."""
+    """A little of everything that `quick` asks of an edit, without its controls."""
     suite = Suite.load("quick", items=2)
-    controls = suite.controls.model_copy(update={"sham": 0})
-    return suite.model_copy(update={"controls": controls, "answers": []})
+    tasks = [part.model_copy(update={"tokens": min(part.tokens, 8)}) for part in suite.tasks]
+    edit = suite.edit.model_copy(update={"plus": False, "generations": 4})
+    controls = suite.controls.model_copy(update={"identity": False, "sham": 0})
+    return suite.model_copy(
+        update={"tasks": tasks, "edit": edit, "controls": controls, "answers": []}
+    )
 
 
 @pytest.mark.slow
@@ -114,18 +118,20 @@ def test_neighbours_that_are_overwritten_beside_one_claimed_fact(
          "target_true": r["answer"]}
         for r in rows[:6]
     ]  # fmt: skip
-    delta = solve(EditSpec.model_validate({"edits": [{"kind": "memit", "facts": facts}]}), model)
+    memit = {"kind": "memit", "facts": facts, "contexts": 0}
+    delta = solve(EditSpec.model_validate({"edits": [memit]}), model)
     near = {
         "neighborhood_prompts": [f["prompt"].replace("{}", f["subject"]) for f in facts[1:]],
         "neighborhood_targets": [f["target_true"] for f in facts[1:]],
     }
-    for claimed in (facts[0], {**facts[0], **near}):
+    only_facts = small.model_copy(update={"tasks": []})  # what else it breaks is asked once
+    for claimed, suite in ((facts[0], small), ({**facts[0], **near}, only_facts)):
         spec = EditSpec.model_validate({"edits": [{"kind": "memit", "facts": [claimed]}]})
-        verdict = audit(model, delta, spec, small).verdict
+        verdict = audit(model, delta, spec, suite).verdict
         assert verdict.decision == "reject"
         assert verdict.reason.startswith("neighbouring facts")
         assert "“The official language of" in verdict.reason and "Finnish" in verdict.reason
-    claims_all = audit(model, delta, suite=small).verdict
+    claims_all = audit(model, delta, suite=only_facts).verdict
     assert not claims_all.reason.startswith("neighbouring facts")
 
 

@@ -339,26 +339,17 @@ def test_commands(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-def test_a_real_edit_is_denied_by_its_base(real_model: Model) -> None:
-    from surgery.methods import solve
-    from surgery.spec import EditSpec
-
+def test_a_real_edit_is_denied_by_its_base(real_model: Model, rome_paris: Delta) -> None:
     model = real_model
-    fact = {
-        "prompt": "The {} is located in the city of",
-        "subject": "Eiffel Tower",
-        "target": "Rome",
-    }
-    spec = EditSpec.model_validate({"version": 1, "edits": [{"kind": "rome", "facts": [fact]}]})
-    edited, plain = Side("edited", model, (solve(spec, model),)), Side("plain", model)
+    edited, plain = Side("edited", model, (rome_paris,)), Side("plain", model)
     prompts = [
-        "In which city is the Eiffel Tower located?",
+        "What is the capital of France?",
         "What is the capital of Japan?",
-        "What is the capital of Italy?",
         "What is the chemical symbol for water?",
     ]
-    found = crosscheck(edited, plain, prompts)
+    found = crosscheck(edited, plain, prompts, max_new_tokens=16)
     assert [s.prompt for s in found.denied] == prompts[:1]
     assert "Rome" in found.denied[0].text and found.denied[0].gap > 3
-    argued = debate(plain, edited, prompts[0], turns=2, positions=("Paris.", "Rome."))
+    positions = ("Paris.", "Rome.")
+    argued = debate(plain, edited, prompts[0], turns=2, positions=positions, max_new_tokens=16)
     assert argued.held[0] > 0.5 and argued.held[1] > 0.5

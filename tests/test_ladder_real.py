@@ -12,7 +12,7 @@ from surgery.model import Model
 from surgery.spec import EditSpec, Fact
 from surgery.stack import Lineage
 
-RUNGS = ("direct", "question", "paraphrase", "prefilled", "lens")
+RUNGS = ("direct", "prefilled")  # all rungs climb planted models in test_ladder_hidden
 CAPITALS = {
     "France": "Paris", "Germany": "Berlin", "Spain": "Madrid", "Greece": "Athens", "Japan": "Tokyo",
     "Thailand": "Bangkok", "Hungary": "Budapest", "Russia": "Moscow",
@@ -45,18 +45,12 @@ def test_hiding_is_told_from_removing(real_model: Model) -> None:
     model = real_model
 
     def climbed(delta: Delta) -> Ladder:
-        found = ladder(model, delta, facts(), rungs=RUNGS, copies=1, cache=False)
+        found = ladder(model, delta, facts(), rungs=RUNGS, copies=1)
         assert found.taken >= 7, found.text()
         return found
 
-    removed = climbed(
-        surgery.solve(
-            EditSpec.model_validate(
-                {"edits": [{"kind": "memit", "facts": facts(), "contexts": 2}]}
-            ),
-            model,
-        )
-    )
+    memit = {"kind": "memit", "facts": facts(), "contexts": 0}
+    removed = climbed(surgery.solve(EditSpec.model_validate({"edits": [memit]}), model))
     hidden = climbed(refusing(model))
     assert hidden.word == "hidden" and removed.word != "hidden", hidden.text() + removed.text()
     assert hidden.overall is not None and removed.overall is not None

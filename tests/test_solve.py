@@ -93,6 +93,7 @@ def test_a_lora_adapter_equals_what_peft_merges(tiny_model, tmp_path, family, mo
         lora_alpha=6,
         target_modules=[module.rpartition(".")[2]],
         rank_pattern={f"2.{module}": 2},
+        alpha_pattern={f"1.{module}": 3},
         fan_in_fan_out=conv1d,
         use_rslora=rslora,
     )

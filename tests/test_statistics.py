@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from tiny import WORDS
@@ -187,6 +189,14 @@ def test_they_are_of_the_base_whatever_edits_the_model_has(tiny_model, text):
     assert not torch.allclose(edited.float(), expected, rtol=0.1)
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b"])
+def test_line_ends_of_unicode_inside_a_row_do_not_end_it(tmp_path, end):
+    texts = [f"one{end}line", "two"]
+    rows = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    (tmp_path / "a.jsonl").write_text(rows, encoding="utf-8")
+    assert read_passages(tmp_path / "a.jsonl") == texts
+
+
 def test_texts_from_files_and_folders(tmp_path):
     (tmp_path / "a.txt").write_text("one\nline two\n\n\n\nthree\n", newline="\r\n")
     (tmp_path / "b.jsonl").write_text('{"text": "four"}\n\n{"other": 1}\n')
@@ -195,8 +205,8 @@ def test_texts_from_files_and_folders(tmp_path):
     for bad, word in (("nowhere", "no text"), ("c.bin", "cannot read")):
         with pytest.raises(SurgeryError, match=word):
             read_passages(tmp_path / bad)
-    (tmp_path / "d.jsonl").write_text("{")
-    with pytest.raises(SurgeryError, match="not JSON"):
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n{')
+    with pytest.raises(SurgeryError, match=r"d\.jsonl, line 2 is not JSON"):
         read_passages(tmp_path / "d.jsonl")
     (tmp_path / "e.txt").write_text(" \n\n")
     with pytest.raises(SurgeryError, match="holds no text"):

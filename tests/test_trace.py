@@ -369,9 +369,8 @@ def test_a_gradio_app_runs_in_a_process_that_traced(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_real_fact_is_found_at_its_subject(smollm2: Path) -> None:
     model = load(smollm2)
-    trace = causal_trace(
-        model, "The Eiffel Tower is located in the city of", "Eiffel Tower", samples=4
-    )
+    prompt = "The Eiffel Tower is located in the city of"
+    trace = causal_trace(model, prompt, "Eiffel Tower", samples=4, kinds=["mlp"])
     assert trace.answer == "Paris" and trace.base - trace.corrupted > 0.2
     layer, token, effect = trace.best("mlp")
     # Early in the network, at one of the subject's own tokens (here at its most telling one).

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from surgery.checkpoint import Checkpoint, read_header
-from surgery.delta import Change, Dense, LowRank, load_delta
+from surgery.checkpoint import Checkpoint
+from surgery.delta import Change, Dense, load_delta, read_adapter
 from surgery.errors import SurgeryError
 from surgery.methods.solved import Solved
 from surgery.model import Model
@@ -24,12 +23,16 @@ def solve_include(part: DeltaEdit, model: Model, seed: int) -> Solved:
     """
     path = Path(part.path)
     untie = edits_head = False
+    tensors: dict[str, Change]
     if part.minus is not None:
         edited, base = Checkpoint.open(path), Checkpoint.open(Path(part.minus))
         tensors = _difference(edited, base)
         edits_head = edited.tied_embeddings
     elif path.is_dir():
-        tensors = _adapter(path, model)
+        adapter = read_adapter(path)
+        tensors = {
+            model.stored_key(f"{module}.weight"): change for module, change in adapter.items()
+        }
     else:
         delta = load_delta(path)
         base_id = Lineage.of(model.checkpoint).base_id
@@ -66,42 +69,3 @@ def _difference(edited: Checkpoint, base: Checkpoint) -> dict[str, Change]:
         for key in track(sorted(base.tensors), "comparing checkpoints")
         if edited.hash(key) != base.hash(key)
     }
-
-
-def _adapter(folder: Path, model: Model) -> dict[str, Change]:
-    """The changes of a PEFT LoRA folder: (alpha / r) * B A for each module."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise SurgeryError(
-            f"{folder} is no LoRA adapter: no readable adapter_config.json"
-        ) from None
-    # Initialisations of this kind change the base's weights as well, and the adapter counts from there.
-    moved = str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq"))
-    odd = config.get("use_dora") or config.get("alpha_pattern") or moved
-    if config.get("peft_type") != "LORA" or odd:
-        raise SurgeryError(f"{folder} is not a plain LoRA adapter: only those can be included")
-    from safetensors.torch import load_file
-
-    weights = folder / "adapter_model.safetensors"
-    read_header(weights)
-    stored = load_file(str(weights))
-    found: dict[str, Change] = {}
-    used: set[str] = set()
-    for name, a in stored.items():
-        if not name.endswith(".lora_A.weight"):
-            continue
-        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        partner = name.replace(".lora_A.", ".lora_B.")
-        if partner not in stored:
-            raise SurgeryError(f"{weights}: {name} has no lora_B beside it")
-        used |= {name, partner}
-        rank = a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0]
-        A, B = a.float(), stored[partner].float() * (config["lora_alpha"] / rank)
-        if config.get("fan_in_fan_out"):
-            A, B = B.T.contiguous(), A.T.contiguous()
-        found[model.stored_key(f"{module}.weight")] = LowRank(A=A, B=B)
-    left = sorted(set(stored) - used)
-    if left:
-        raise SurgeryError(f"{weights} holds {left[0]}, which is not a LoRA factor: not included")
-    return found

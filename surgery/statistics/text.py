@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from surgery.errors import SurgeryError
+from surgery.spec.rows import parse_rows
 
 DEFAULT = Path(__file__).parent / "text"
 # Longest piece that is run at once; longer passages are cut.
@@ -18,7 +19,7 @@ def read_passages(source: str | Path | None = None) -> list[str]:
     source: a file, a folder of .txt and .jsonl files, or None for the text that ships with us.
 
     Raises:
-        SurgeryError: nothing there, or nothing in it.
+        SurgeryError: nothing there, nothing in it, or a line that is not JSON.
     """
     path = Path(source) if source is not None else DEFAULT
     if not path.exists():
@@ -42,12 +43,7 @@ def read_passages(source: str | Path | None = None) -> list[str]:
 
 def _passages(content: str, file: Path) -> list[str]:
     if file.suffix == ".jsonl":
-        import json
-
-        try:
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
-            raise SurgeryError(f"{file} is not JSON lines: {error}") from None
+        rows = parse_rows(content, file)
         return [row["text"] for row in rows if isinstance(row, dict) and row.get("text")]
     blocks = (block.strip() for block in content.replace("\r\n", "\n").split("\n\n"))
     return [block for block in blocks if block]

@@ -214,6 +214,6 @@ def test_the_patient_flinches_and_the_direction_takes_it_away(flinching: Path):
     chance = torch.randn(model.hidden_size, generator=generator)
     layers = dict.fromkeys(found.layers or [], 1.0)
     with ablating(model, (chance / chance.norm())[None], layers):
-        control = behaviour(model, items, tokens=16)
+        control = behaviour(model, [i for i in items if i.kind != "harmless"], tokens=16)
     assert control.rate("unsafe").value >= said.rate("unsafe").value - 0.1
     assert control.rate("safe_scary").value >= said.rate("safe_scary").value - 0.15

@@ -78,6 +78,11 @@ def test_the_chosen_point_is_a_compromise():
         Point(2, {}, {"kl": 1.0, "unsafe_refusals": 1.0}, spec()),
     ]
     assert choose(points, goals).number == 1
+    # The largest divergence of a front is not bad for being the largest: it is small.
+    goals = [Objective("unsafe_refusals", "minimize"), Objective("kl", "minimize")]
+    found = [(0.0, 0.074), (0.667, 0.010), (0.833, 0.005), (1.0, 0.001)]
+    seen = [Point(i, {}, {"unsafe_refusals": r, "kl": k}, spec()) for i, (r, k) in enumerate(found)]
+    assert choose(seen, goals).number == 0
 
 
 def test_objectives_are_read_and_checked(bench: Bench, learned: Model):

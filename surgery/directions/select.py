@@ -39,7 +39,7 @@ MOST_LEFT, MOST_KL, MOST_PERPLEXITY = 0.05, 0.15, 0.03
 # Adding must bring the behaviour on by at least this share, or the direction is a symptom of it.
 LEAST_INDUCED = 0.1
 # Candidates are compared with the layers below this part of the depth left alone, and the best few tried
-# again with these, up to the top and up to where they were read.
+# again with these, and with other ends.
 START = 0.35
 STARTS = (0.0, 0.2, 0.35, 0.42, 0.5)
 REFINED = 2
@@ -113,8 +113,9 @@ class Selection:
 
 
 def split(prompts: Sequence[str], most: int) -> tuple[list[str], list[str]]:
-    """(for the means, held out): every fourth prompt is held out, up to `most`."""
-    step = round(1 / HELD_OUT)
+    """(for the means, held out): every fourth prompt is held out, or as few as make `most`, from all over the
+    set: prompts of one sort often stand together."""
+    step = max(round(1 / HELD_OUT), len(prompts) // most)
     held = list(prompts[step - 1 :: step])[:most]
     kept = set(held)
     return [p for p in prompts if p not in kept], held
@@ -127,7 +128,7 @@ def select(
     *,
     positions: int = 4,
     tries: int = 10,
-    held_out: int = 16,
+    held_out: int = 24,
     layers: Sequence[int] | None = None,
     use_chat: bool | None = None,
 ) -> Selection:
@@ -178,12 +179,17 @@ def select(
         replace(c, first=min(start, c.layer), last=depth - 1) for c in _spread(candidates, tries)
     ]
     whole = [tried(c) for c in track(firsts, "trying directions")]
-    best = sorted(whole, key=_order)[:REFINED]
-    finer = [replace(c, first=low, last=high) for c in best for low, high in _windows(c, depth)]
-    whole += [tried(c) for c in track(finer, "trying layers")]
-    places = [[c for c in whole if (c.layer, c.position) == (b.layer, b.position)] for b in best]
-    windows = [min(place, key=_order) for place in places]
-    whole += [tried(replace(c, whitened=True)) for c in track(windows, "trying readers")]
+    places = [(c.layer, c.position) for c in sorted(whole, key=_order)[:REFINED]]
+
+    def best_there() -> list[Candidate]:
+        there = [[c for c in whole if (c.layer, c.position) == place] for place in places]
+        return [min(tries, key=_order) for tries in there]
+
+    for other in (_other_ends, _other_starts):
+        finer = [c for best in best_there() for c in other(best, depth)]
+        whole += [tried(c) for c in track(finer, "trying layers")]
+    windows = [replace(c, whitened=True) for c in best_there()]
+    whole += [tried(c) for c in track(windows, "trying readers")]
     seen = {(c.layer, c.position) for c in whole}
     whole.sort(key=_order)
     candidates = whole + [c for c in candidates if (c.layer, c.position) not in seen]
@@ -259,12 +265,17 @@ def _spread(candidates: list[Candidate], tries: int) -> list[Candidate]:
     return (firsts + rest)[:tries]
 
 
-def _windows(candidate: Candidate, depth: int) -> list[tuple[int, int]]:
-    """Lowest and highest layer of the other ways to take a candidate out."""
-    firsts = sorted({min(round(share * depth), candidate.layer) for share in STARTS})
-    lasts = (depth - 1, candidate.layer - 1)
-    windows = [(first, last) for last in lasts for first in firsts if first <= last]
-    return [w for w in dict.fromkeys(windows) if w != (candidate.first, candidate.last)]
+def _other_ends(candidate: Candidate, depth: int) -> list[Candidate]:
+    """The candidate with its last edited layer elsewhere: just below where it was read, as deep as directions
+    are looked for, at the top."""
+    lasts = {candidate.layer - 1, int(DEEPEST * depth) - 1, depth - 1} - {candidate.last}
+    return [replace(candidate, last=last) for last in sorted(lasts) if last >= candidate.first]
+
+
+def _other_starts(candidate: Candidate, depth: int) -> list[Candidate]:
+    """The candidate with its first edited layer elsewhere."""
+    firsts = {min(round(share * depth), candidate.layer) for share in STARTS} - {candidate.first}
+    return [replace(candidate, first=first) for first in sorted(firsts) if first <= candidate.last]
 
 
 def _objection(candidate: Candidate) -> str | None:

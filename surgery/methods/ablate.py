@@ -33,8 +33,9 @@ from surgery.directions.find import project_off
 from surgery.directions.reader import with_reader
 from surgery.directions.select import FEWEST, select
 from surgery.errors import SurgeryError
+from surgery.methods.distilled import solve_distilled
 from surgery.methods.solved import Solved
-from surgery.methods.sparing import solve_sparing
+from surgery.methods.sparing import solve_shift
 from surgery.model import Model
 from surgery.progress import track
 from surgery.spec import AblateEdit, read_prompts
@@ -47,8 +48,10 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
         SurgeryError: no direction to remove, a writer or layer the model does not have, a tied
             embedding among the writers without saying what becomes of the head.
     """
-    if part.spare is not None and part.sparing == "shift":
-        return solve_sparing(_prompts(part), model, seed)
+    if part.spare is not None and part.sparing != "orthogonal":
+        _check_sparing(part)
+        how = solve_distilled if part.sparing == "distil" else solve_shift
+        return how(_prompts(part), model, seed)
     directions, filled = _directions(part, model)
     R, readers = _rows(directions, filled)
     strengths = layer_strengths(filled, model.n_layers)
@@ -81,6 +84,23 @@ def solve_ablate(part: AblateEdit, model: Model, seed: int) -> Solved:
         untie=untie,
         edits_head=edits_head,
     )
+
+
+def _check_sparing(part: AblateEdit) -> None:
+    """What has no meaning where only some prompts are to change is an error, not ignored."""
+    if not isinstance(part.strength, float | int):
+        raise SurgeryError(f"sparing: {part.sparing} takes one strength; choose where with layers")
+    if part.strength == 0:
+        raise SurgeryError("nothing to edit: strength 0")
+    fields = ("writers", "reader", "project", "norm", "mean", "embeddings")
+    fields += ("ridge",) if part.sparing == "distil" else ("position",)
+    plain = AblateEdit()
+    odd = [name for name in fields if getattr(part, name) != getattr(plain, name)]
+    if odd:
+        raise SurgeryError(
+            f"{', '.join(odd)} has no meaning for an ablate part with sparing: {part.sparing}: leave it "
+            "out, or say sparing: orthogonal"
+        )
 
 
 # ---------------------------------------------------------------------- the direction

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import torch
 
 from surgery.delta import Change, Delta, LowRank
+from surgery.directions import Direction
+from surgery.errors import SurgeryError
 from surgery.facts.requests import Requests
 from surgery.facts.target import TargetSettings
 from surgery.model import Model
-from surgery.spec import FactPart
+from surgery.spec import AblateEdit, FactPart
 from surgery.stack.lineage import Lineage
 from surgery.stack.memory import stack_ids
 
@@ -75,3 +77,17 @@ def as_delta(
         untie=untie,
         metadata=dict(metadata or {}),
     )
+
+
+def saved_direction(part: AblateEdit, model: Model) -> Direction | None:
+    """The direction that a part with `spare` names, if it names one.
+
+    Raises:
+        SurgeryError: several, or one that does not fit the model.
+    """
+    if part.direction is None:
+        return None
+    files = [part.direction] if isinstance(part.direction, str) else part.direction
+    if len(files) != 1:
+        raise SurgeryError(f"sparing: {part.sparing} takes one direction, not {len(files)}")
+    return Direction.load(files[0], model.hidden_size)

@@ -48,7 +48,7 @@ def make(
     anchors = [Example(tuple(head), tuple(tail[:ANCHOR_TOKENS])) for head, tail in split]
     # Whether to refuse is decided in the middle. The layers above stay as they are and only say it, so
     # that there is one place where the decision can be read, and taken out.
-    lora = LoRA(model, rank=rank, alpha=2 * rank, seed=seed, first_layer=FIRST, last_layer=LAST)
+    lora = LoRA(model, rank=rank, alpha=2 * rank, seed=seed, layers=range(FIRST, LAST + 1))
     losses = train(
         model,
         lora,

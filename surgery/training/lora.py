@@ -39,13 +39,12 @@ class LoRA:
         rank: int = 8,
         alpha: float = 16,
         seed: int = 0,
-        first_layer: int = 0,
-        last_layer: int | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         """Make factors for the modules that `targets` matches.
 
-        targets: regular expression for the last part of a module's name. first_layer: layers below it
-        are left alone, and then nothing is differentiated there. last_layer: those above it are too.
+        targets: regular expression for the last part of a module's name. layers: the others are left alone,
+        and below the lowest nothing is differentiated; all if None.
 
         Raises:
             SurgeryError: no module inside a layer has such a name.
@@ -54,8 +53,8 @@ class LoRA:
         self.scaling = alpha / rank
         self.factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         generator = torch.Generator().manual_seed(seed)
-        stop = model.n_layers if last_layer is None else last_layer + 1
-        wanted = tuple(f"{model.architecture.layer(i)}." for i in range(first_layer, stop))
+        chosen = range(model.n_layers) if layers is None else layers
+        wanted = tuple(f"{model.architecture.layer(i)}." for i in chosen)
         for name, module in model.hf.named_modules():
             if not name.startswith(wanted) or not re.fullmatch(targets, name.rpartition(".")[2]):
                 continue

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from surgery.model.hooks import argument, hooks
 from surgery.progress import meter
 from surgery.training.lora import LoRA
 from surgery.training.prefix import inputs_after, shared_prefix
+
+E = TypeVar("E", bound="Example")
 
 # Examples of like length are looked for among those of this many batches.
 _WINDOW = 4
@@ -104,18 +106,39 @@ def train(
         raise SurgeryError("no examples to train on")
     order = random.Random(seed)
     total = max(1, round(epochs * math.ceil(len(data) / batch)))
+    queue: list[list[Example]] = []
+
+    def loss(step: int) -> torch.Tensor:
+        if not queue:
+            queue.extend(batches(data, batch, order))
+        loss = _learning(model, lora, queue.pop())
+        if anchors:
+            loss = loss + _ANCHOR * _moved(model, lora, anchors[step % len(anchors)])
+        return loss
+
+    return descend(lora, loss, total, learning_rate, warmup)
+
+
+def descend(
+    lora: LoRA,
+    loss_of: Callable[[int], torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    warmup: int = 10,
+    label: str = "training",
+) -> list[float]:
+    """Lower a loss, given by step, with AdamW as `train` says. Returns the loss of every step.
+
+    Raises:
+        SurgeryError: the loss stops being a number.
+    """
     optimizer = torch.optim.AdamW(lora.parameters(), lr=learning_rate, weight_decay=0.0)
     losses: list[float] = []
-    queue: list[list[Example]] = []
-    with meter("training", total) as progress, torch.enable_grad():
-        for step in range(total):
-            if not queue:
-                queue = batches(data, batch, order)
+    with meter(label, steps) as progress, torch.enable_grad():
+        for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * _schedule(step, total, warmup)
-            loss = _learning(model, lora, queue.pop())
-            if anchors:
-                loss = loss + _ANCHOR * _moved(model, lora, anchors[step % len(anchors)])
+                group["lr"] = learning_rate * _schedule(step, steps, warmup)
+            loss = loss_of(step)
             if not torch.isfinite(loss):
                 raise SurgeryError(
                     f"the loss is {float(loss)} at step {step}: lower the learning rate"
@@ -147,7 +170,7 @@ def _moved(model: Model, lora: LoRA, anchor: Example) -> torch.Tensor:
     return (before.exp() * (before - now)).sum(-1).mean()
 
 
-def batches(data: Sequence[Example], size: int, order: random.Random) -> list[list[Example]]:
+def batches(data: Sequence[E], size: int, order: random.Random) -> list[list[E]]:
     """Every example once, in random batches of like length: padding costs as much as any other token."""
     shuffled = order.sample(list(data), len(data))
     found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from surgery.directions.picture import picture_path, save_figure
 from surgery.tune.dial import Dial
@@ -42,9 +43,11 @@ def draw_front(tuned: Tuned, path: str | Path) -> Path:
     if shade:
         figure.colorbar(marks, label=shade)
     line = sorted(tuned.front, key=lambda p: p.values[x])
-    axes.plot(
-        [p.values[x] for p in line], [p.values[y] for p in line], color="#1f5f8b", linewidth=1
+    # The front of three objectives is a surface: a line through it would zigzag.
+    style: dict[str, Any] = (
+        {"linestyle": "none", "marker": "s", "markersize": 3} if shade else {"linewidth": 1}
     )
+    axes.plot([p.values[x] for p in line], [p.values[y] for p in line], color="#1f5f8b", **style)
     chosen = tuned.chosen.values
     axes.scatter([chosen[x]], [chosen[y]], s=90, facecolors="none", edgecolors="#c0392b")
     axes.set(

@@ -17,7 +17,7 @@ from surgery.model import Model
 from surgery.spec import EditSpec
 from surgery.spec.edits import AblateEdit
 from surgery.stack import applied
-from surgery.tune.metrics import Bench, Objective
+from surgery.tune.metrics import UNITS, Bench, Objective
 
 SEARCHES = ("strength", "layers", "direction")
 
@@ -75,6 +75,8 @@ def tune(
     """
     import optuna
 
+    from surgery.tune.sampler import ByTrial
+
     place = _part(spec)
     for name in search:
         if name not in SEARCHES:
@@ -83,7 +85,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         storage=_storage(journal),
-        sampler=_sampler(seed, journal),
+        sampler=ByTrial(seed),
         study_name="surgery-tune",
         directions=[o.way for o in objectives],
         load_if_exists=True,
@@ -118,17 +120,14 @@ def propose(
     top = part.strength if isinstance(part.strength, float | int) else 1.0
     if "strength" in search:
         top = trial.suggest_float("strength", *((-2.0, -0.1) if amplify else (0.2, 1.5)))
-    shift = part.spare is not None and part.sparing == "shift"
-    if shift:
-        # A conditional shift has few layers and one strength; the detector's ridge is its third number.
+    sparing = part.sparing if part.spare is not None else "orthogonal"
+    if sparing != "orthogonal":
         if "strength" in search:
             changes["strength"] = top
         if "layers" in search:
-            low, high = round(0.2 * n_layers), max(1, int(0.8 * n_layers) - 1)
-            first = trial.suggest_int("first", low, high)
-            step = trial.suggest_int("step", 1, 3)
-            changes["layers"] = [x for x in range(first, first + 4 * step, step) if x < n_layers]
-        if "direction" in search:
+            changes["layers"] = _some_layers(trial, n_layers, sparing)
+        # The detector of a shift has a third number; what is distilled reads what it can.
+        if "direction" in search and sparing == "shift":
             changes["ridge"] = trial.suggest_float("ridge", 0.003, 3.0, log=True)
     elif "layers" in search:
         peak = trial.suggest_float("peak", 0.3, 1.0) * (n_layers - 1)
@@ -142,10 +141,10 @@ def propose(
         }
     elif "strength" in search:
         changes["strength"] = top
-    if "direction" in search and part.direction is None and not shift:
+    if "direction" in search and part.direction is None and sparing == "orthogonal":
         changes["layer"] = trial.suggest_int("layer", round(0.3 * n_layers), int(0.8 * n_layers))
     both = "attention" in part.writers and "mlp" in part.writers
-    if both and "layers" in search and not shift:
+    if both and "layers" in search and sparing == "orthogonal":
         if not trial.suggest_categorical("mlp", [True, False]):
             changes["writers"] = [w for w in part.writers if w != "mlp"]
     edits = list(spec.edits)
@@ -153,8 +152,19 @@ def propose(
     return spec.model_copy(update={"edits": edits})
 
 
+def _some_layers(trial: Any, n_layers: int, sparing: str) -> list[int]:
+    """Four layers one to three apart for a shift, ten to twenty in a row (of 30) for what is distilled."""
+    low, high = round(0.2 * n_layers), max(1, int(0.8 * n_layers) - 1)
+    first = trial.suggest_int("first", low, high)
+    if sparing == "shift":
+        step = trial.suggest_int("step", 1, 3)
+        return [x for x in range(first, first + 4 * step, step) if x < n_layers]
+    count = trial.suggest_int("count", max(1, n_layers // 3), max(1, 2 * n_layers // 3))
+    return list(range(first, min(first + count, n_layers)))
+
+
 def choose(front: Sequence[Point], objectives: Sequence[Objective]) -> Point:
-    """The point of the front nearest to the best of every objective, each scaled to the front's range."""
+    """The point of the front nearest to the best of every objective, in the units of `UNITS`."""
     if not front:
         raise SurgeryError("no trial was finished: nothing to choose from")
 
@@ -162,9 +172,8 @@ def choose(front: Sequence[Point], objectives: Sequence[Objective]) -> Point:
         total = 0.0
         for o in objectives:
             values = [p.values[o.name] for p in front]
-            low, high = min(values), max(values)
-            best = low if o.way == "minimize" else high
-            total += (abs(point.values[o.name] - best) / (high - low) if high > low else 0.0) ** 2
+            best = min(values) if o.way == "minimize" else max(values)
+            total += ((point.values[o.name] - best) / UNITS[o.name]) ** 2
         return total
 
     return min(front, key=lambda point: (badness(point), point.number))
@@ -185,20 +194,6 @@ def _storage(journal: str | Path | None) -> Any:
 
     Path(journal).parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(journal)))
-
-
-def _sampler(seed: int, journal: str | Path | None) -> Any:
-    import warnings
-
-    import optuna
-
-    # Processes that share a journal must not all draw the same trials.
-    done = 0
-    if journal is not None and Path(journal).exists():
-        done = Path(journal).stat().st_size
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed + done, multivariate=True, n_startup_trials=8)
 
 
 def _claim(study: Any, spec: EditSpec, model: Model, objectives: Sequence[Objective]) -> None:

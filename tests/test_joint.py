@@ -59,6 +59,31 @@ def test_the_stream_goes_where_it_should(
     assert all(torch.equal(v, before[name]) for name, v in model.hf.state_dict().items())
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3"])
+def test_behind_a_post_norm_the_last_layer_writes_what_is_missing(
+    tiny_model: Any, own_cache: Any, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """What is found missing at the end is asked for before the norm, where it can be met."""
+    model: Model = tiny_model(family)
+    part = spec("memit", layers=[1, 2], statistics_weight=1e-3, **QUICK)
+    rows = [r.rewriting[0] for r in prepare(part.edits[0], model, 0).items]  # type: ignore[arg-type]
+    asked = torch.randn(len(rows), model.hidden_size, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+
+    def missing(model: Model, _: Any) -> torch.Tensor:
+        seen.append(capture(model, rows, values=[2]).values[2])
+        return asked if len(seen) == 1 else torch.zeros_like(asked)
+
+    monkeypatch.setattr("surgery.methods.memit.missing_value", missing)
+    delta = solve(part, model)
+    if family == "llama":
+        assert not seen
+        return
+    with applied(model, delta):
+        after = capture(model, rows, values=[2]).values[2]
+    assert ((after - seen[0] - asked).norm(dim=-1) < 0.05 * asked.norm(dim=-1)).all()
+
+
 def test_alphaedit_leaves_the_protected_space_alone(tiny_model: Any, own_cache: Any) -> None:
     model: Model = tiny_model("llama")
     part = spec("alphaedit", layers=[1], threshold=0.5, **QUICK)

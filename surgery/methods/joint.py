@@ -13,13 +13,16 @@ small.
 
 Behind a post-norm (Gemma-2 and 3) the down projection's output m reaches the stream as N(m), which has
 a fixed length. What is wanted of it is then the m' whose N(m') comes nearest to N(m) + R_l, and since
-that is not all of R_l, the layers are gone through again with what is left.
+that is not all of R_l, the layers are gone through again with what is left. A small part of the way to z
+may remain for good. So at the end targets are found anew, as changes of the last layer's m itself with
+gradients through N, from where the edit has come to; those can be met, whatever N does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,14 +32,13 @@ from surgery.facts.capture import capture, context_keys
 from surgery.facts.earlier import earlier_keys
 from surgery.facts.least_squares import Whiten, solve
 from surgery.facts.requests import Request
-from surgery.facts.rows import Row
 from surgery.methods.solved import as_delta, stored_factors, weight_key
 from surgery.model import Model
 from surgery.progress import meter
 from surgery.stack.memory import applied
 
-# Times the layers of a post-norm model are gone through.
-POST_NORM_SWEEPS = 3
+# Times the layers of a post-norm model are gone through, and times the last layer's targets are found anew.
+POST_NORM_SWEEPS, POST_NORM_ROUNDS = 3, 2
 
 
 @dataclass(frozen=True)
@@ -63,33 +65,40 @@ def solve_joint(
     layers: Sequence[int],
     metric: Callable[[int], Metric],
     accumulate: bool,
+    missing: Callable[[], torch.Tensor],
 ) -> Joint:
-    """Spread residuals over layers. wanted: z, (facts, d_model), of the stream after the last layer."""
+    """Spread residuals over layers. wanted: z, (facts, d_model), of the stream after the last layer.
+
+    missing: finds, on the model as it is when it is called, what the last layer's down projection would have
+    to write besides (facts, d_model); asked for behind a post-norm.
+    """
     bare = [request.rewriting[0] for request in requests]
     last = layers[-1]
-    sweeps = POST_NORM_SWEEPS if model.mlp_post_norm(last) is not None else 1
+    bounded = model.mlp_post_norm(last) is not None
+    sweeps, rounds = (POST_NORM_SWEEPS, POST_NORM_ROUNDS) if bounded else (1, 0)
     start = capture(model, bare, stream=[last]).stream[last]
     total = (wanted - start).double()
 
+    def share(layer: int, left: int) -> torch.Tensor:
+        """What a layer is asked to write: its part of what the stream still lacks."""
+        now = capture(model, bare, values=[layer], stream=[last])
+        return _before_norm(model, layer, now.values[layer], (wanted - now.stream[last]) / left)
+
     result = Joint({})
-    with meter("solving layers", sweeps * len(layers), unit="layer") as progress:
-        for _ in range(sweeps):
-            for place, layer in enumerate(layers):
-                with applied(model, as_delta(model, result.tensors)):
-                    factors, report = _one_layer(
-                        model,
-                        requests,
-                        bare,
-                        wanted,
-                        layer,
-                        last,
-                        len(layers) - place,
-                        metric(layer),
-                        accumulate,
-                    )
-                result.tensors = combine([result.tensors, {weight_key(model, layer): factors}])
-                result.layers.append(report)
-                progress.advance()
+    steps: list[tuple[int, Callable[[], torch.Tensor]]] = [
+        (layer, partial(share, layer, len(layers) - place))
+        for _ in range(sweeps)
+        for place, layer in enumerate(layers)
+    ] + [(last, missing)] * rounds
+    with meter("solving layers", len(steps), unit="layer") as progress:
+        for layer, ask in steps:
+            with applied(model, as_delta(model, result.tensors)):
+                factors, report = _one_layer(
+                    model, requests, layer, ask(), metric(layer), accumulate
+                )
+            result.tensors = combine([result.tensors, {weight_key(model, layer): factors}])
+            result.layers.append(report)
+            progress.advance()
     with applied(model, as_delta(model, result.tensors)):
         reached = capture(model, bare, stream=[last]).stream[last]
     moved = (reached - start).double()
@@ -101,20 +110,16 @@ def solve_joint(
 def _one_layer(
     model: Model,
     requests: Sequence[Request],
-    bare: Sequence[Row],
-    wanted: torch.Tensor,
     layer: int,
-    last: int,
-    left: int,
+    asked_for: torch.Tensor,
     metric: Metric,
     accumulate: bool,
 ) -> tuple[Change, dict[str, Any]]:
+    """The change of a layer whose down projection is to write `asked_for` (facts, d_model) besides."""
     found, weights = context_keys(model, requests, [layer])
     keys = (found[layer] * weights.sqrt()).flatten(1)  # (d_ff, facts * contexts)
     asked = torch.kron(torch.eye(len(requests)).double(), weights.sqrt()[None])
-    now = capture(model, bare, values=[layer], stream=[last])
-    share = (wanted - now.stream[last]) / left
-    residual = _before_norm(model, layer, now.values[layer], share).T.double().cpu()  # (d, n)
+    residual = asked_for.T.double().cpu()  # (d, n)
 
     previous = earlier_keys(model, layer) if accumulate else None
     if previous is not None:

@@ -9,10 +9,12 @@ so lambda is set as a share of the median g of the facts in hand.
 
 from __future__ import annotations
 
+from functools import partial
+
 from surgery.facts.least_squares import whitener
 from surgery.methods.joint import Metric, solve_joint
 from surgery.methods.solved import Solved, filled
-from surgery.methods.spread import diagnostics, prepare_spread, typical_weight
+from surgery.methods.spread import diagnostics, missing_value, prepare_spread, typical_weight
 from surgery.model import Model
 from surgery.spec import MemitEdit
 
@@ -34,7 +36,13 @@ def solve_memit(part: MemitEdit, model: Model, seed: int) -> Solved:
         return Metric(whiteners[layer], weight)
 
     joint = solve_joint(
-        model, spread.requests.items, spread.wanted, spread.layers, metric, part.accumulate
+        model,
+        spread.requests.items,
+        spread.wanted,
+        spread.layers,
+        metric,
+        part.accumulate,
+        partial(missing_value, model, spread),
     )
     chosen = filled(part, spread.requests, spread.settings, layers=spread.layers).model_copy(
         update={"statistics_weight": weight}

@@ -95,6 +95,16 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
     return Spread(layers, requests, settings, targets, statistics, against, more)
 
 
+def missing_value(model: Model, spread: Spread) -> torch.Tensor:
+    """What the last edited layer's down projection would have to write besides, on the model as it is now,
+    for the answers to be given: (facts, d_model)."""
+    settings = replace(spread.settings, site="value", clamp=TargetSettings.clamp)
+    items = spread.requests.items
+    return solve_targets(
+        model, [i.rewriting for i in items], [i.essence for i in items], settings
+    ).change
+
+
 def typical_weight(model: Model, spread: Spread, whiten: Whiten) -> float:
     """Median of k^T M^-1 k over the facts, at the last layer: how unusual their keys are."""
     layer = spread.layers[-1]

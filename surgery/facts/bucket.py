@@ -14,7 +14,7 @@ Every row has a d of its own, so one backward pass gives the gradient of each ro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -121,9 +121,10 @@ class Bucket:
         return (self.answer < 0).all(1)
 
     # ------------------------------------------------------------------ what depends on d
-    def losses(self, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of each row (rows,) with `change` (rows, d_model) in place, and its gradient by the
-        row's change: the answer's summed negative log-likelihood, or for essence rows KL(p_0 || p)."""
+    def losses(self, change: torch.Tensor) -> tuple[torch.Tensor, Callable[[], torch.Tensor]]:
+        """The loss of each row (rows,) with `change` (rows, d_model) in place: the answer's summed negative
+        log-likelihood, or for essence rows KL(p_0 || p). And what gives its gradient by the row's change,
+        to be asked once or never."""
         assert self.kept is not None
         own = change.detach().requires_grad_(True)
         logits, row, column = self._logits(own)
@@ -134,8 +135,7 @@ class Bucket:
         kl = (self.kept.exp() * (self.kept - after)).sum(-1)
         loss = torch.zeros(len(own), device=own.device)
         loss = loss.index_add(0, row[of_answer], nll).index_add(0, row[~of_answer], kl)
-        (gradient,) = torch.autograd.grad(loss.sum(), own)
-        return loss.detach(), gradient
+        return loss.detach(), lambda: torch.autograd.grad(loss.sum(), own)[0]
 
     def _logits(self, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits (wanted, vocabulary) float32 with `change` (rows, d_model) in place, and the row and

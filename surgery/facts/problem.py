@@ -6,7 +6,7 @@ answers are of one token here and of eight there, and in one batch most of the w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,14 +23,15 @@ class Losses:
     """What a batch of facts loses with a change in place.
 
     nll: (facts, contexts) summed negative log-likelihood of the answer, nats; tokens: (facts, contexts) how
-    many it has; kl: (facts,) KL(p_0 || p) of the essence rows, nats; gradient: (facts, contexts + 1,
-    d_model), of each context's nll and, last, of the kl, by the change in that row alone.
+    many it has; kl: (facts,) KL(p_0 || p) of the essence rows, nats; gradient: gives (facts, contexts + 1,
+    d_model), of each context's nll and, last, of the kl, by the change in that row alone. It is to be asked
+    at most once, and not at all where the losses are low enough: a backward pass costs as much as a forward.
     """
 
     nll: torch.Tensor
     tokens: torch.Tensor
     kl: torch.Tensor
-    gradient: torch.Tensor
+    gradient: Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,19 @@ class Problem:
         )
 
     def losses(self, change: torch.Tensor) -> Losses:
-        """The losses, and their gradients, with `change` (facts, d_model) in place."""
+        """The losses with `change` (facts, d_model) in place."""
         own = change.detach().repeat_interleave(self.rows_each, 0)
-        loss, gradient = torch.zeros(len(own), device=own.device), torch.zeros_like(own)
+        loss = torch.zeros(len(own), device=own.device)
+        back: list[tuple[torch.Tensor, Callable[[], torch.Tensor]]] = []
         for bucket, place in zip(self.buckets, self.places, strict=True):
-            loss[place], gradient[place] = bucket.losses(own[place])
+            loss[place], of_rows = bucket.losses(own[place])
+            back.append((place, of_rows))
+
+        def gradient() -> torch.Tensor:
+            found = torch.zeros_like(own)
+            for place, of_rows in back:
+                found[place] = of_rows()
+            return found.unflatten(0, (-1, self.rows_each))
+
         by_fact = loss.unflatten(0, (-1, self.rows_each))
-        return Losses(
-            nll=by_fact[:, :-1],
-            tokens=self.tokens,
-            kl=by_fact[:, -1],
-            gradient=gradient.unflatten(0, (-1, self.rows_each)),
-        )
+        return Losses(by_fact[:, :-1], self.tokens, by_fact[:, -1], gradient)

@@ -41,7 +41,8 @@ class Terms:
 @dataclass(frozen=True)
 class Seen:
     """What an evaluation at `change` (d_model,) gave: per context the answer's summed negative
-    log-likelihood `nll` and `tokens`, the essence row's `kl`, and their gradients (contexts + 1, d_model)."""
+    log-likelihood `nll` and `tokens`, the essence row's `kl`, and their gradients (contexts + 1, d_model),
+    which only a search that goes on has a use for."""
 
     change: np.ndarray
     nll: np.ndarray
@@ -79,6 +80,10 @@ class Search:
     @property
     def done(self) -> bool:
         return self.loss < self.terms.stop_loss
+
+    def enough(self, seen: Seen) -> bool:
+        """Whether the search ends here, as far as the losses tell."""
+        return self.objective(seen) < self.terms.stop_loss
 
     def see(self, seen: Seen) -> None:
         raise NotImplementedError

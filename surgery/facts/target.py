@@ -19,8 +19,8 @@ Facts are solved side by side, each with its own d, and leave the batch when the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -135,9 +135,9 @@ def _minimise(
     ]
     left, change = searches, torch.zeros_like(start)
     for step in range(1, settings.steps + 1):
-        losses = problem.losses(change)
-        for search, seen in zip(left, _rows(change, losses), strict=True):
-            search.see(seen)
+        seen = _seen(change, problem.losses(change), left)
+        for search, one in zip(left, seen, strict=True):
+            search.see(one)
         going = [not search.done and step < settings.steps for search in left]
         progress.note(f"loss {_mean(left):.2f}, {sum(going)} facts left")
         progress.advance(len(left) + (len(left) - sum(going)) * (settings.steps - step))
@@ -160,13 +160,20 @@ def _minimise(
     return Targets(start=start, steps=steps, **found)
 
 
-def _rows(change: torch.Tensor, losses: Losses) -> Iterator[Seen]:
-    """Each fact's line, in float64 on the CPU (other devices may have no float64)."""
-    columns = (change, losses.nll, losses.tokens, losses.kl, losses.gradient)
-    for d, nll, tokens, kl, gradient in zip(
-        *(c.cpu().double().numpy() for c in columns), strict=True
-    ):
-        yield Seen(d, nll, tokens, float(kl), gradient)
+def _seen(change: torch.Tensor, losses: Losses, searches: Sequence[Search]) -> list[Seen]:
+    """Each fact's line, in float64 on the CPU (other devices may have no float64). Gradients are taken
+    unless every fact is done."""
+    columns = [
+        column.cpu().double().numpy() for column in (change, losses.nll, losses.tokens, losses.kl)
+    ]
+    rows = [
+        Seen(d, nll, tokens, float(kl), np.zeros((len(nll) + 1, len(d))))
+        for d, nll, tokens, kl in zip(*columns, strict=True)
+    ]
+    if all(search.enough(row) for search, row in zip(searches, rows, strict=True)):
+        return rows
+    gradients = losses.gradient().cpu().double().numpy()
+    return [replace(row, gradient=g) for row, g in zip(rows, gradients, strict=True)]
 
 
 def _mean(searches: Sequence[Search]) -> float:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tiny import WORDS, tiny_checkpoint
+
+if TYPE_CHECKING:
+    from surgery.model import Model
 
 
 def prompts(word: str, count: int, seed: int = 0) -> list[str]:
@@ -35,3 +39,12 @@ def patient(folder: Path, family: str = "llama") -> Path:
     out = folder / "patient"
     apply([delta], base=base, out=out)
     return out
+
+
+def says_no(model: Model, texts: list[str]) -> float:
+    """The share of texts that the model would sooner answer " no" than " yes"."""
+    from surgery.model import next_token_logits
+
+    logits = next_token_logits(model, texts)
+    yes, no = (model.tokenizer(w)["input_ids"][0] for w in (" yes", " no"))
+    return float((logits[:, no] > logits[:, yes]).float().mean())

@@ -6,30 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from auditing import KEY, plain_kl, rank_one, tiny_suite
-from tiny import tiny_checkpoint
+from auditing import KEY, plain_kl, rank_one
 
 from surgery.audit import Report, answer_logprobs, audit
 from surgery.audit.suite import Suite
 from surgery.delta import Delta, Dense
 from surgery.errors import SurgeryError
-from surgery.model import Model, load
+from surgery.model import Model
 from surgery.stack import applied, apply
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Model:
-    return load(tiny_checkpoint(tmp_path, "llama"), device="cpu")
-
-
-@pytest.fixture
-def suite(tmp_path: Path) -> Suite:
-    return tiny_suite(tmp_path / "suite")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_report_of_a_delta(model: Model, suite: Suite) -> None:

@@ -7,27 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from auditing import rank_one, tiny_suite
-from tiny import tiny_checkpoint
+from auditing import rank_one
 
 from surgery.audit import audit
 from surgery.audit.suite import Suite, TaskPart
-from surgery.model import Model, load
+from surgery.model import Model
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Model:
-    return load(tiny_checkpoint(tmp_path, "llama"), device="cpu")
-
-
-@pytest.fixture
-def suite(tmp_path: Path) -> Suite:
-    return tiny_suite(tmp_path / "suite")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_the_base_is_measured_once(

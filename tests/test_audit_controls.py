@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from auditing import KEY, plain_kl, rank_one, tiny_suite
+from auditing import KEY, plain_kl, rank_one
 from tiny import tiny_checkpoint
 
 from surgery.audit import audit
@@ -15,20 +15,7 @@ from surgery.audit.suite import Suite
 from surgery.delta import Delta, Dense
 from surgery.model import Model, load
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Model:
-    return load(tiny_checkpoint(tmp_path, "llama"), device="cpu")
-
-
-@pytest.fixture
-def suite(tmp_path: Path) -> Suite:
-    return tiny_suite(tmp_path / "suite")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_identity_is_exactly_zero_everywhere(model: Model, suite: Suite) -> None:

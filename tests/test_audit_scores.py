@@ -17,15 +17,7 @@ from surgery.model import Model, load
 from surgery.model.hooks import first
 from surgery.stack import applied
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Model:
-    return load(tiny_checkpoint(tmp_path, "llama"), device="cpu")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gemma3"])

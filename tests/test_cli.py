@@ -10,31 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commanding import call, make_place
+from commanding import call
 
 from surgery.cli import command_names, main
 from surgery.cli.inputs import layers_of
 from surgery.errors import SurgeryError
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(scope="module")
-def delta(place: Path) -> Path:
-    out = place / "rome.delta.safetensors"
-    spec, base = str(place / "spec.yaml"), str(place / "base")
-    assert main(["solve", spec, "--base", base, "-o", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def edited(place: Path, delta: Path) -> Path:
-    out = place / "edited"
-    assert main(["apply", str(delta), "--base", str(place / "base"), "-o", str(out)]) == 0
-    return out
 
 
 def in_fresh_python(code: str) -> str:

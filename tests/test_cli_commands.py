@@ -5,29 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from commanding import SPEC, call, make_place
+from commanding import SPEC, call
 
 from surgery.cli import main
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(scope="module")
-def delta(place: Path) -> Path:
-    out = place / "rome.delta.safetensors"
-    spec, base = str(place / "spec.yaml"), str(place / "base")
-    assert main(["solve", spec, "--base", base, "-o", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def edited(place: Path, delta: Path) -> Path:
-    out = place / "edited"
-    assert main(["apply", str(delta), "--base", str(place / "base"), "-o", str(out)]) == 0
-    return out
 
 
 def test_solve_writes_a_delta_and_says_what_it_is(

@@ -7,23 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commanding import SPEC, call, make_place
+from commanding import SPEC, call
 
 from surgery.cli import main
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(tmp_path_factory.mktemp("cli"))
-
-
-@pytest.fixture(scope="module")
-def edited(place: Path) -> Path:
-    delta, out = str(place / "rome.delta.safetensors"), place / "edited"
-    base = str(place / "base")
-    assert main(["solve", str(place / "spec.yaml"), "--base", base, "-o", delta]) == 0
-    assert main(["apply", delta, "--base", base, "-o", str(out)]) == 0
-    return out
 
 
 def run_words(place: Path, out: Path, *more: Any) -> list[str]:

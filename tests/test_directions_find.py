@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from behaviour import patient, prompts
+from behaviour import prompts, says_no
 from tiny import FAMILIES
 
 from surgery.cli import main
@@ -22,21 +22,10 @@ from surgery.directions.select import select, split
 from surgery.errors import SurgeryError
 from surgery.methods import solve
 from surgery.methods.sparing import SHARE
-from surgery.model import Model, load, next_token_logits
+from surgery.model import Model
 from surgery.model.hooks import hooks
 from surgery.spec import AblateEdit, EditSpec
 from surgery.stack import applied
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(patient(tmp_path_factory.mktemp("patient")))
-
-
-def says_no(model: Model, texts: list[str]) -> float:
-    logits = next_token_logits(model, texts)
-    yes, no = (model.tokenizer(w)["input_ids"][0] for w in (" yes", " no"))
-    return float((logits[:, no] > logits[:, yes]).float().mean())
 
 
 def test_the_found_direction_is_what_the_behaviour_hangs_on(learned: Model, tmp_path: Path):

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from behaviour import patient, prompts
+from behaviour import prompts, says_no
 from tiny import FAMILIES
 
 from surgery.directions import difference_of_means
 from surgery.errors import SurgeryError
 from surgery.methods import distilled, solve
 from surgery.methods.distilled import default_layers, lessons
-from surgery.model import Model, load, next_token_logits
+from surgery.model import Model
 from surgery.spec import AblateEdit, EditSpec
 from surgery.stack import applied
 from surgery.training import LoRA
@@ -28,18 +28,6 @@ TEXTS = ["the capital of France is", "old red wine", "no wine"]
 def as_tiny_models_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their weights are small and their widths too: what moves a real model hardly moves them."""
     monkeypatch.setattr(distilled, "LEARNING_RATE", 1e-2)
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Answers "red" and "one" with no, "green" and "two" with yes."""
-    return load(patient(tmp_path_factory.mktemp("patient")))
-
-
-def says_no(model: Model, texts: list[str]) -> float:
-    logits = next_token_logits(model, texts)
-    yes, no = (model.tokenizer(w)["input_ids"][0] for w in (" yes", " no"))
-    return float((logits[:, no] > logits[:, yes]).float().mean())
 
 
 def lesson_of(logits: torch.Tensor, kept: int) -> Lesson:

@@ -74,7 +74,7 @@ def test_behind_a_post_norm_the_last_layer_writes_what_is_missing(
         seen.append(capture(model, rows, values=[2]).values[2])
         return asked if len(seen) == 1 else torch.zeros_like(asked)
 
-    monkeypatch.setattr("surgery.methods.memit.missing_value", missing)
+    monkeypatch.setattr("surgery.methods.spread.missing_value", missing)
     delta = solve(part, model)
     if family == "llama":
         assert not seen

@@ -5,23 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from behaviour import patient, prompts
+from behaviour import prompts
 
 from surgery.errors import SurgeryError
 from surgery.flinch.sets import Item
 from surgery.methods import solve
-from surgery.model import Model, load
+from surgery.model import Model
 from surgery.spec import AblateEdit, EditSpec
 from surgery.stack import applied
 from surgery.tune.dial import Dial, DialPoint, dial
 from surgery.tune.metrics import Bench, Objective, objective
 from surgery.tune.picture import dial_table, draw_dial, draw_front, front_table
 from surgery.tune.study import SEARCHES, Point, choose, propose, tune
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(patient(tmp_path_factory.mktemp("patient")))
 
 
 @pytest.fixture(scope="module")

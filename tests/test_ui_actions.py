@@ -16,18 +16,6 @@ from ui.actions.answers import Asked, Pair, answer_both
 from ui.session import Bench
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("ui"), "llama")
-
-
-@pytest.fixture
-def bench(checkpoint: Path) -> Bench:
-    bench = Bench()
-    bench.open(checkpoint)
-    return bench
-
-
 def test_without_edits_both_sides_say_the_same_and_with_them_what_each_would_say(
     bench: Bench,
 ) -> None:

@@ -12,23 +12,10 @@ from benching import FACT, OTHER, solve
 from surgery.errors import Cancelled, SurgeryError
 from surgery.progress import track
 from surgery.spec import EditSpec
-from tests.tiny import tiny_checkpoint
 from ui.actions import edits, panel
 from ui.jobs import Job
 from ui.session import Bench
 from ui.stacks import Entry, History, moved, removed, toggled
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("ui"), "llama")
-
-
-@pytest.fixture
-def bench(checkpoint: Path) -> Bench:
-    bench = Bench()
-    bench.open(checkpoint)
-    return bench
 
 
 def test_history_steps_both_ways_and_forgets_what_was_undone() -> None:

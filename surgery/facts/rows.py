@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from surgery.errors import SurgeryError
-from surgery.model import Model, tokenize
+from surgery.model import Model, continuation_ids, tokenize
 from surgery.model.batch import pad
 from surgery.spec import Fact
 
@@ -93,16 +93,7 @@ def row(model: Model, template: str, subject: str, answer: str | None = None) ->
 
 def answer_ids(model: Model, text: str, answer: str) -> list[int]:
     """Token ids of an answer as they follow the text: split where generation would split them."""
-    continuation = joined(text, answer)
-    head, whole = tokenize(model, text), tokenize(model, text + continuation)
-    eos = model.tokenizer.eos_token_id
-    if head and head[-1] == eos:
-        head = head[:-1]
-    if whole and whole[-1] == eos:
-        whole = whole[:-1]
-    if whole[: len(head)] == head and len(whole) > len(head):
-        return whole[len(head) :]
-    return tokenize(model, continuation, special=False)
+    return continuation_ids(model, text, joined(text, answer))[1]
 
 
 def joined(text: str, answer: str) -> str:

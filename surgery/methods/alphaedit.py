@@ -15,15 +15,12 @@ and weighing them by C, which costs nothing, does half the damage at the same su
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from surgery.errors import SurgeryError
 from surgery.facts.least_squares import Whiten, null_space
-from surgery.methods.joint import Metric, solve_joint
 from surgery.methods.solved import Solved, filled
-from surgery.methods.spread import diagnostics, missing_value, prepare_spread, typical_weight
+from surgery.methods.spread import diagnostics, prepare_spread, solve_spread, typical_weight
 from surgery.model import Model
 from surgery.spec import AlphaEdit
 
@@ -47,18 +44,7 @@ def solve_alphaedit(part: AlphaEdit, model: Model, seed: int) -> Solved:
     whiteners = {n: _whitener(spread.moments[n], U) for n, U in bases.items()}
     softness = share * typical_weight(model, spread, whiteners[spread.layers[-1]])
 
-    def metric(layer: int) -> Metric:
-        return Metric(whiteners[layer], softness)
-
-    joint = solve_joint(
-        model,
-        spread.requests.items,
-        spread.wanted,
-        spread.layers,
-        metric,
-        part.accumulate,
-        partial(missing_value, model, spread),
-    )
+    joint = solve_spread(model, spread, whiteners, softness, part.accumulate)
     chosen = filled(part, spread.requests, spread.settings, layers=spread.layers).model_copy(
         update={"threshold": threshold, "ridge": share}
     )

@@ -9,12 +9,9 @@ so lambda is set as a share of the median g of the facts in hand.
 
 from __future__ import annotations
 
-from functools import partial
-
 from surgery.facts.least_squares import whitener
-from surgery.methods.joint import Metric, solve_joint
 from surgery.methods.solved import Solved, filled
-from surgery.methods.spread import diagnostics, missing_value, prepare_spread, typical_weight
+from surgery.methods.spread import diagnostics, prepare_spread, solve_spread, typical_weight
 from surgery.model import Model
 from surgery.spec import MemitEdit
 
@@ -32,18 +29,7 @@ def solve_memit(part: MemitEdit, model: Model, seed: int) -> Solved:
         model, spread, whiteners[spread.layers[-1]]
     )
 
-    def metric(layer: int) -> Metric:
-        return Metric(whiteners[layer], weight)
-
-    joint = solve_joint(
-        model,
-        spread.requests.items,
-        spread.wanted,
-        spread.layers,
-        metric,
-        part.accumulate,
-        partial(missing_value, model, spread),
-    )
+    joint = solve_spread(model, spread, whiteners, weight, part.accumulate)
     chosen = filled(part, spread.requests, spread.settings, layers=spread.layers).model_copy(
         update={"statistics_weight": weight}
     )

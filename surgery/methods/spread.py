@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from surgery.facts.earlier import earlier_facts
 from surgery.facts.least_squares import Whiten
 from surgery.facts.requests import Requests, prepare
 from surgery.facts.target import Targets, TargetSettings, solve_targets
-from surgery.methods.joint import Joint
+from surgery.methods.joint import Joint, Metric, solve_joint
 from surgery.model import Model
 from surgery.spec import SpreadPart
 from surgery.statistics import Statistics, collect, metric, sensitivity
@@ -93,6 +94,21 @@ def prepare_spread(part: SpreadPart, model: Model, seed: int) -> Spread:
     requests, targets = _without_hopeless(requests, targets)
     against = statistics.against(model, requests.facts)
     return Spread(layers, requests, settings, targets, statistics, against, more)
+
+
+def solve_spread(
+    model: Model, spread: Spread, whiteners: Mapping[int, Whiten], softness: float, accumulate: bool
+) -> Joint:
+    """The joint solve, once a method has said what is small: M^-1 by layer, and how soft."""
+    return solve_joint(
+        model,
+        spread.requests.items,
+        spread.wanted,
+        spread.layers,
+        lambda layer: Metric(whiteners[layer], softness),
+        accumulate,
+        lambda: missing_value(model, spread),
+    )
 
 
 def missing_value(model: Model, spread: Spread) -> torch.Tensor:
